@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from captune.common import Thinking, split_thinking
 from captune.errors import MetricInputError
 from captune.metrics import (
     ID_KEYS,
@@ -18,6 +19,7 @@ from captune.metrics import (
     match_stems,
     read_predictions,
     read_reference_files,
+    thinking_warnings,
 )
 
 __all__ = ["Captions", "match_captions"]
@@ -37,7 +39,7 @@ def match_captions(
     subset: bool = False,
     match: str = "exact",
 ) -> tuple[Mapping[Any, str], Mapping[Any, Sequence[str]], list[str]]:
-    """Bring captions of any form into dictionaries.
+    """Bring captions of any form into dictionaries, predictions without thinking text.
 
     Args:
         predictions: one caption for each image.
@@ -64,14 +66,20 @@ def match_captions(
         return aligned.predictions, aligned.references, list(aligned.warnings)
     if match == "stem":
         raise MetricInputError("match='stem' is for two files; give the paths of predictions and references")
+    thinking: list[Thinking] = []
     if isinstance(predicted, PredictionFile):
+        thinking = list(predicted.thinking.values())
         predicted = _file_captions(predicted.captions, predicted.by_line)
     if isinstance(referred, ReferenceFile):
         referred = _file_captions({i: texts for i, texts in referred.captions.items() if texts}, referred.by_line)
-    return _join(predicted, referred, ids)
+    predicted, referred = _join(predicted, referred, ids)
+    written = {image: split_thinking(text) for image, text in predicted.items() if isinstance(text, str)}
+    thinking += [answer.thinking for answer in written.values()]
+    captions = {image: written[image].text if image in written else text for image, text in predicted.items()}
+    return captions, referred, thinking_warnings(thinking)
 
 
-def _join(predicted: Any, referred: Any, ids: Sequence[Any] | None) -> tuple[Any, Any, list[str]]:
+def _join(predicted: Any, referred: Any, ids: Sequence[Any] | None) -> tuple[Any, Any]:
     """Dictionaries of captions, of which lists have the ids of their positions."""
     lists = {
         name: value
@@ -100,7 +108,7 @@ def _join(predicted: Any, referred: Any, ids: Sequence[Any] | None) -> tuple[Any
     if "references" in lists:
         texts = [[value] if isinstance(value, str) else value for value in referred]
         referred = dict(zip(range(len(texts)) if ids is None else ids, texts, strict=True))
-    return predicted, {image: _plain(texts) for image, texts in referred.items()}, []
+    return predicted, {image: _plain(texts) for image, texts in referred.items()}
 
 
 def _file_captions(captions: Mapping[str, Any], by_line: bool) -> Any:

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import dropwhile
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from captune.captioner.jpeg_decoder import TurboJpegDecoder
 from captune.captioner.model_inputs import ModelInputs, describe_error, probe_images
+from captune.common import decode_marks, has_marks, opened_block, special_marks, split_thinking
 from captune.data import ImageInput, read_image
 from captune.decoding import (
     NON_FINITE_SCORES,
@@ -155,9 +155,6 @@ _TOLERANCE = 1e-3
 """Largest relative difference of scores that rounding explains in float32; 50 times as much in other formats."""
 
 
-_OPEN_REASONING = re.compile(r"<(\w*think\w*)>\s*$")
-"""The end of a prompt that opens a block of reasoning."""
-
 _MAX_FAILED_RETRIES = 4
 """Failed retries of single images, after which the rest of a batch is not retried."""
 
@@ -195,6 +192,7 @@ class TransformersBackend:
         reset_decoding(model, processor.tokenizer.pad_token_id)
         self._start_ids = start_token_ids(model)
         self._end_ids, self._filler_ids = end_token_ids(model, processor.tokenizer)
+        self._marks = special_marks(processor.tokenizer)
         self.instruction = instruction
         if instruction is None:
             self.instruction = self.inputs.question
@@ -203,6 +201,9 @@ class TransformersBackend:
         # An unsupported instruction is refused before any image is read.
         self.inputs.prompt(self.instruction)
         self.fingerprint = f"{sampled_hash(model.named_parameters())}-{model.dtype}-{self.inputs.fingerprint}"
+        if has_marks(processor.tokenizer) or opened_block(self.inputs.prompt(self.instruction)):
+            # Earlier versions removed less thinking text; their cached captions are not those of this one.
+            self.fingerprint += "-thinking"
         self._fast = TurboJpegDecoder() if fast_decode else None
         if fast_decode:
             self.fingerprint += "-fast"
@@ -415,7 +416,7 @@ class TransformersBackend:
         Args:
             row: ids.
             old: number of ids that are not new; the decoder start token may be EOS.
-            prompt: the text before it; a caption follows the block of reasoning that its end opens.
+            prompt: the text before it; a caption follows the block of thinking text that its end opens.
         """
         new = row[old:]
         length = len(new)
@@ -426,10 +427,13 @@ class TransformersBackend:
                 break
         # The tokenizer may not treat a start id as a special token (BLIP).
         words = list(dropwhile(self._start_ids.__contains__, row[:old])) + new[:length]
-        text = self.processor.tokenizer.decode(words, skip_special_tokens=True)
-        if opened := _OPEN_REASONING.search(prompt or ""):
-            text = text.rpartition(f"</{opened[1]}>")[2]
-        return Caption(text.strip(), length, length > 0 and new[length - 1] in self._end_ids)
+        stopped = length > 0 and new[length - 1] in self._end_ids
+        if stopped and words[-1] in self._marks:
+            # The end of the last channel, with which the model ends its answer.
+            words.pop()
+        text = decode_marks(words, self._marks, partial(self.processor.tokenizer.decode, skip_special_tokens=True))
+        written = split_thinking(text, opened_block(prompt), is_complete=stopped)
+        return Caption(written.text.strip(), length, stopped, written.thinking)
 
     def stream(
         self, image: ImageInput, instruction: str | None = None, options: DecodingOptions | None = None

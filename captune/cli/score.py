@@ -200,7 +200,10 @@ def _extras(system: System, training: Path | None, run: ScoringRun) -> dict[str,
         if system.finished:
             finished = [system.finished.get(image, True) for image in system.predictions]
         references = list(system.references.values())
-        failures = find_failures(captions, references, finished=finished, tokenize=run.options.tokenize)
+        unclosed = [system.thinking.get(image) == "unclosed" for image in system.predictions]
+        failures = find_failures(
+            captions, references, finished=finished, unclosed=unclosed, tokenize=run.options.tokenize
+        )
         extras["failures"] = dict(failures.rates)
         extras["failed images"] = {
             image: kinds for row, image in enumerate(system.predictions) if (kinds := failures.of(row))
@@ -300,6 +303,8 @@ def _json(
             if name in shown
         }
     answer |= {key.replace(" ", "_"): values for key, values in extras.items()}
+    if system.thinking:
+        answer["thinking"] = system.thinking
     answer["warnings"] = system.warnings
     if per_image:
         answer["per_image"] = scores.per_image

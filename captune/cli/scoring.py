@@ -23,6 +23,7 @@ from captune.metrics import (
 )
 
 if TYPE_CHECKING:
+    from captune.common import Thinking
     from captune.metrics import PredictionFile, ReferenceFile, Scorer, Scores
 
 __all__ = [
@@ -329,6 +330,7 @@ class System:
     image_files: dict[str, Path]
     file_names: dict[str, str]
     warnings: list[str] = field(default_factory=list)
+    thinking: dict[str, Thinking] = field(default_factory=dict)
 
 
 def warn(sentence: str) -> None:
@@ -352,7 +354,8 @@ def load_system(references: ReferenceFile, predictions: PredictionFile, name: st
     file_names = {
         image: references.file_names[image] for image in aligned.predictions if image in references.file_names
     }
-    return System(name, aligned.predictions, aligned.references, finished, files, file_names, warnings)
+    thinking = {image: predictions.thinking[image] for image in aligned.predictions if image in predictions.thinking}
+    return System(name, aligned.predictions, aligned.references, finished, files, file_names, warnings, thinking)
 
 
 def make_scorer(

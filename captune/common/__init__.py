@@ -15,10 +15,22 @@ from captune.common.tables import (
     text_table,
 )
 from captune.common.text import did_you_mean, duration, error_text, first_line, listed, one_line, shorten
+from captune.common.thinking import (
+    Answer,
+    Thinking,
+    decode_marks,
+    has_marks,
+    opened_block,
+    special_marks,
+    split_thinking,
+)
 from captune.common.version import __version__
 
 __all__ = [
+    "Answer",
+    "Thinking",
     "__version__",
+    "decode_marks",
     "did_you_mean",
     "duration",
     "error_text",
@@ -27,14 +39,18 @@ __all__ = [
     "escape_markdown",
     "escape_pipes",
     "first_line",
+    "has_marks",
     "html_table",
     "latex_tabular",
     "lazy_names",
     "listed",
     "markdown_table",
     "one_line",
+    "opened_block",
     "quiet_libraries",
     "shorten",
+    "special_marks",
+    "split_thinking",
     "table",
     "text_table",
 ]

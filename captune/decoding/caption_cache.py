@@ -13,8 +13,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from captune.common import Thinking
 from captune.data import atomic_file, hash_file
 from captune.decoding.options import Caption
 from captune.parsing import load_json
@@ -75,6 +76,8 @@ def _read(path: Path) -> dict[str, Caption]:
                 raise ValueError("another hash")
             key = str(row.pop("image"))
             known[key] = Caption(**row)
+            if known[key].thinking not in get_args(Thinking):
+                raise ValueError("an unknown kind of thinking text")
         except (ValueError, TypeError, KeyError, AttributeError):
             damaged += 1
     if damaged:
@@ -87,6 +90,8 @@ def _write(path: Path, identity: Sequence[str], known: dict[str, Caption]) -> No
         stream.write(json.dumps({"identity": list(identity)}, ensure_ascii=False) + "\n")
         for key, caption in known.items():
             row = {"image": key, **asdict(caption)}
+            if caption.thinking == "none":
+                del row["thinking"]
             stream.write(json.dumps({**row, "check": _check(row)}, ensure_ascii=False) + "\n")
 
 

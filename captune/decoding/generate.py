@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from captune.common import split_thinking
 from captune.decoding.capabilities import unsupported_reason
 from captune.decoding.engine import DecodingEngine, SharedPrefix
 from captune.decoding.oom import halve_on_oom, in_batches, is_out_of_memory
@@ -147,7 +148,8 @@ def as_caption(processor: MiniGPT4Processor, ids: Sequence[int]) -> Caption:
     text = processor.tokenizer.decode(answer)
     symbol = processor.layout.stop_text
     stopped = len(answer) < len(ids) or (symbol != "" and symbol in text)
-    return Caption(processor.layout.text_before_stop(text), len(ids), stopped)
+    written = split_thinking(processor.layout.text_before_stop(text))
+    return Caption(written.text, len(ids), stopped, written.thinking)
 
 
 def _with_engine(

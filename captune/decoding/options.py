@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
-from captune.common import did_you_mean
+from captune.common import Thinking, did_you_mean
 from captune.errors import ConfigError, NonFiniteScoresError
 
 if TYPE_CHECKING:
@@ -144,11 +144,13 @@ class Caption:
         text: the caption, without the stop symbol.
         tokens: number of generated tokens, stop symbol included.
         stopped: whether it ended with the stop symbol or EOS, not at the length limit.
+        thinking: whether thinking text was removed from it, and whether that text ended.
     """
 
     text: str
     tokens: int
     stopped: bool
+    thinking: Thinking = "none"
 
 
 _REPLACEMENT = "�"

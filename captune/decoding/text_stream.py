@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
+from captune.common import split_thinking
 from captune.decoding.capabilities import unsupported_reason
 from captune.decoding.engine import DecodingEngine
 from captune.decoding.generate import as_caption, generate_ids
@@ -12,12 +14,15 @@ from captune.model import MiniGPT4, MiniGPT4Processor
 
 __all__ = ["TextStream", "stream_text"]
 
+_MARK_BEGUN = re.compile(r"\s*[<\[◁][^\s>\]▷]{0,24}\Z")
+"""A text's end that may become a mark of thinking text."""
+
 
 class TextStream:
     """Turns the growing ids of one caption into pieces of text that no later token changes.
 
-    Text that may still become the stop symbol, the rest of a character, or a space that a caption does not end with is
-    held back; the concatenated pieces are exactly the caption.
+    Text that may still become the stop symbol or a mark of thinking text, the rest of a character, or a space that a
+    caption does not end with is held back, and so is thinking text; the concatenated pieces are exactly the caption.
 
     Args:
         processor: has the vocabulary and the stop symbol.
@@ -56,8 +61,8 @@ class TextStream:
         if ends := [end for end in map(text.find, self._stops) if end >= 0]:
             self.stopped = True
             # As in OpenAI's API, all text before the stop sequence: a space there stays.
-            return text[: min(ends)].lstrip()
-        return self._processor.layout.text_before_stop(decoded)
+            return split_thinking(text[: min(ends)].lstrip()).text
+        return split_thinking(self._processor.layout.text_before_stop(decoded)).text
 
     def _stable_prefix(self, decoded: str) -> str:
         text = decoded.rstrip("�")
@@ -66,7 +71,8 @@ class TextStream:
         # A text may also end with the beginning of a symbol, whose rest may follow.
         for symbol in symbols:
             ends += [len(text) - length for length in range(1, len(symbol)) if text.endswith(symbol[:length])]
-        return text[: min(ends, default=len(text))].strip()
+        text = text[: min(ends, default=len(text))].strip()
+        return split_thinking(_MARK_BEGUN.sub("", text)).text.rstrip()
 
 
 def stream_text(model: MiniGPT4, request: Request, options: DecodingOptions) -> Iterator[str]:

@@ -112,6 +112,7 @@ __all__ = [
     "scoring_warnings",
     "significance_mark",
     "similar_ids_hint",
+    "thinking_warnings",
     "tokenizer",
     "truncate_caption",
 ]
@@ -131,7 +132,7 @@ __getattr__ = lazy_names(
             "read_reference_files",
             "read_references",
         ],
-        "inputs": ["align", "caption_warnings", "match_stems", "similar_ids_hint"],
+        "inputs": ["align", "caption_warnings", "match_stems", "similar_ids_hint", "thinking_warnings"],
         "metric": ["Column", "MeanOfImages", "Metric"],
         "chair": ["find_hallucinations", "leave_one_out", "truncate_caption"],
         "object_vocabulary": ["Mention", "ObjectVocabulary", "coco_vocabulary"],

@@ -10,7 +10,7 @@ The format is recognized by content, plain or gzip-compressed; `-` is standard i
 - CSV and TSV with a header, one caption a row
 - lines of text, one caption an image, where predictions and references are both such files
 
-Ids are text: 1 and "1" are the same image, "001" is another.
+Ids are text: 1 and "1" are the same image, "001" is another. Thinking text is removed from predictions.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
+from captune.common import Thinking, split_thinking
 from captune.errors import MetricInputError
 from captune.metrics.json_files import line_captions, parse_json, read_text, table_rows
 
@@ -70,6 +71,8 @@ class PredictionFile:
         captions: image id to its caption.
         finished: image id to whether generation ended at the stop symbol, if the file has "stopped" or
             "finish_reason".
+        thinking: image id to whether its thinking text was removed or never ended, of captions that had some; found in
+            the text, or recorded in the file as "thinking".
         repeated: ids that occur more than once, with the same caption each time.
         source: name of the file.
         by_line: the file has no ids, and an image is named by its line number.
@@ -77,6 +80,7 @@ class PredictionFile:
 
     captions: dict[str, str]
     finished: dict[str, bool] = field(default_factory=dict)
+    thinking: dict[str, Thinking] = field(default_factory=dict)
     repeated: tuple[str, ...] = ()
     source: str = ""
     by_line: bool = False
@@ -148,6 +152,7 @@ def read_predictions(path: str | PathLike[str]) -> PredictionFile:
     name = str(path)
     captions: dict[str, str] = {}
     finished: dict[str, bool] = {}
+    thinking: dict[str, Thinking] = {}
     repeated: list[str] = []
     entries = _Entries(name, PREDICTION_KEYS)
     for row in entries.rows():
@@ -157,22 +162,27 @@ def read_predictions(path: str | PathLike[str]) -> PredictionFile:
                 f"{name}, {row.location}: image '{row.image}' has {len(texts)} captions where one prediction is "
                 f"expected; {SWAPPED}."
             )
+        written = split_thinking(texts[0])
         if row.image not in captions:
-            captions[row.image] = texts[0]
-        elif captions[row.image] == texts[0]:
+            captions[row.image] = written.text
+        elif captions[row.image] == written.text:
             repeated.append(row.image)
         else:
             raise MetricInputError(
                 f"{name}, {row.location}: image '{row.image}' has a second, different caption; keep one prediction an "
                 f"image, or {SWAPPED}."
             )
+        recorded = row.fields.get("thinking")
+        kind = written.thinking if recorded not in get_args(Thinking) else recorded
+        if kind != "none":
+            thinking[row.image] = kind
         if isinstance(stopped := row.fields.get("stopped"), bool):
             finished[row.image] = stopped
         elif isinstance(reason := row.fields.get("finish_reason"), str):
             finished[row.image] = reason != "length"
     if not captions:
         raise MetricInputError(f"{name} holds no predictions; expected one caption for each image.")
-    return PredictionFile(captions, finished, tuple(repeated), name, entries.by_line)
+    return PredictionFile(captions, finished, thinking, tuple(repeated), name, entries.by_line)
 
 
 def read_reference_files(paths: Sequence[str | PathLike[str]], split: str | None = None) -> ReferenceFile:

@@ -10,7 +10,8 @@ Captions fail in these ways:
 - repetition: 2 to 10 words occur three times in a row, or one word four times; or it has 16 words or more, and at
   least half of its four-word sequences occurred before.
 - stop symbol: it contains a symbol of a chat template or tokenizer: "###", "</s>", "[INST]", "<|im_end|>", ...
-- thinking: it contains the mark of a thinking text: "<think>", "[THINK]", "<|channel|>", ...
+- thinking: the model wrote thinking text that never ends, after "<think>", "[THINK]", ...; what it wrote is no caption.
+  Thinking text that ends is removed from captions and is no failure.
 - preface: it begins with words to the user before the caption: "Here is a caption:", "Sure!", "Caption:". "The image
   shows" is part of a caption, and no preface.
 - markdown: it has bold text, a heading, a list or a code fence, or is complete in quotes.
@@ -30,6 +31,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from captune.common import split_thinking
 from captune.metrics.encoding import Encoder, Rows
 from captune.metrics.tokenizers import tokenizer
 
@@ -162,13 +164,6 @@ STOP_MARKS = (
 )
 _MARKS = re.compile("|".join(map(re.escape, STOP_MARKS)))
 
-_THINKING = re.compile(
-    r"</?(?:[\w:]*think(?:ing)?|thought|reasoning)>"  # Qwen, GLM, DeepSeek, Seed
-    r"|<\|/?(?:(?:begin|end)_of_thought|think(?:ing)?|(?:START|END)_THINKING)\|>"
-    r"|<\|channel\|?>|<channel\|>"  # gpt-oss, Gemma
-    r"|\[/?THINK\]"  # Mistral
-    r"|◁/?think▷"  # Kimi
-)
 _PREFACE = re.compile(
     r"\s*[\W_]*(?:"
     r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok)\s*[!,.:]"
@@ -220,6 +215,7 @@ def find_failures(
     references: Sequence[Sequence[str]] | None = None,
     *,
     finished: Sequence[bool] | None = None,
+    unclosed: Sequence[bool] | None = None,
     tokenize: str = "ptb",
 ) -> Failures:
     """Flag failed captions, in linear time.
@@ -229,6 +225,8 @@ def find_failures(
         references: the references of each image; without them run-on captions are not flagged.
         finished: for each caption whether the model ended it with the stop symbol; without it unfinished
             captions are not flagged.
+        unclosed: for each caption whether thinking text that never ends was removed from it; captions with such text
+            are flagged anyway.
         tokenize: name of the tokenizer that finds the words.
     """
     encoder = Encoder(tokenizer(tokenize))
@@ -239,13 +237,10 @@ def find_failures(
         longest = _longest(encoder, references)
         flags["run-on"] = (lengths > RUN_ON_FACTOR * longest) & (lengths >= RUN_ON_WORDS)
     flags["repetition"] = _repeats_blocks(words) | _repeats_four_grams(words)
-    patterns = {
-        "stop symbol": _MARKS.search,
-        "thinking": _THINKING.search,
-        "preface": _PREFACE.match,
-        "markdown": _MARKDOWN.search,
-    }
-    for name, find in patterns.items():
+    flags["stop symbol"] = np.array([_MARKS.search(caption) is not None for caption in captions], np.bool_)
+    endless = [split_thinking(caption).thinking == "unclosed" for caption in captions]
+    flags["thinking"] = np.array(endless, np.bool_) | np.array(unclosed or [False] * len(captions), np.bool_)
+    for name, find in (("preface", _PREFACE.match), ("markdown", _MARKDOWN.search)):
         flags[name] = np.array([find(caption) is not None for caption in captions], np.bool_)
     if finished is not None:
         flags["unfinished"] = ~np.array(finished, np.bool_)

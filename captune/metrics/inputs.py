@@ -15,6 +15,7 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import cast
 
+from captune.common import Thinking
 from captune.errors import MetricInputError
 from captune.metrics.caption_files import PredictionFile, ReferenceFile
 
@@ -30,6 +31,7 @@ __all__ = [
     "match_stems",
     "order_predictions",
     "similar_ids_hint",
+    "thinking_warnings",
 ]
 
 ImageId = str | int
@@ -222,11 +224,26 @@ def align(predictions: PredictionFile, references: ReferenceFile, *, subset: boo
             f"{len(missing):,} of {len(described):,} images have no prediction and are left out (--subset); scores of "
             "other subsets cannot be compared with these."
         )
+    warnings += thinking_warnings([predictions.thinking.get(image, "none") for image in shared])
     return Aligned(
         {image: predictions.captions[image] for image in shared},
         {image: described[image] for image in shared},
         tuple(warnings),
     )
+
+
+def thinking_warnings(thinking: Sequence[Thinking]) -> list[str]:
+    """A warning of captions with thinking text, which is not scored; none if there are none.
+
+    Args:
+        thinking: of each caption.
+    """
+    count, endless = len(thinking) - thinking.count("none"), thinking.count("unclosed")
+    if not count:
+        return []
+    captions = "1 caption" if count == 1 else f"{count:,} captions"
+    which = "" if not endless else "; it never ends" if count == 1 else f"; in {endless:,} of them it never ends"
+    return [f"{captions} had thinking text, which was removed before scoring{which}."]
 
 
 def match_stems(predictions: PredictionFile, references: ReferenceFile) -> PredictionFile:
@@ -259,6 +276,7 @@ def match_stems(predictions: PredictionFile, references: ReferenceFile) -> Predi
         predictions,
         captions={names.get(image, image): caption for image, caption in predictions.captions.items()},
         finished={names.get(image, image): finished for image, finished in predictions.finished.items()},
+        thinking={names.get(image, image): kind for image, kind in predictions.thinking.items()},
         repeated=tuple(names.get(image, image) for image in predictions.repeated),
     )
 

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from captune.common import error_text
+from captune.common import decode_marks, error_text, special_marks
 from captune.errors import MissingExtraError, WeightsError
 from captune.parsing import load_json
 from captune.weights import refuse_pointer, refuse_pointers
@@ -265,6 +265,7 @@ class HuggingFaceTokenizer:
         self._tokenizer = library
         self.bos_id: int | None = library.bos_token_id
         self.eos_id: int | None = library.eos_token_id
+        self._marks = special_marks(library)
         self.vocabulary_size = max([len(library) - 1, *library.added_tokens_decoder]) + 1
         # White space among added tokens (Gemma's line breaks) is part of ordinary texts, and so are SentencePiece's
         # bytes; all other added tokens count as special tokens.
@@ -316,9 +317,12 @@ class HuggingFaceTokenizer:
         return None if match is None else match[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, without special tokens."""
-        kept: Sequence[int] = [int(i) for i in ids]
-        return str(self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Text of `ids`, without special tokens other than marks of thinking text."""
+
+        def decode(kept: list[int]) -> str:
+            return str(self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+        return decode_marks([int(i) for i in ids], self._marks, decode)
 
     def piece_id(self, piece: str) -> int | None:
         """Id of a piece of the vocabulary, or None if there is none."""
