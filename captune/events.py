@@ -14,7 +14,8 @@ An event is a plain dictionary; `event` names it, the other keys are its values:
     unpacked    reason                                      packed rows would change the gradient
     sharded     processes, held, total                      bytes of the language model here, and of all of it
     checkpoint  epoch, folder
-    evaluation  epoch, scores, page                         `page` only if training refreshes one
+    evaluation  epoch, scores, page, thinking, unclosed     `page` only if training refreshes one; the last two, counts
+                                                            of captions, only if captions had thinking text
     cell        row, column, scores                         one cell of the robustness matrix
     cost        peak_memory, energy where it is known       bytes and joules so far, after an evaluation
     done        skipped_steps
@@ -221,6 +222,9 @@ def _sharded(event: Event) -> list[str]:
 
 def _evaluation(event: Event) -> list[str]:
     lines = [f"{_checkpoint(event):<11} {_scores(event)}"]
+    if event.get("thinking"):
+        endless = f", of which {event['unclosed']:,} never end" if event["unclosed"] else ""
+        lines.append(f"{_checkpoint(event):<11} thinking texts removed: {event['thinking']:,}{endless}")
     if event.get("page") and event["epoch"] is None:
         lines.append(f"Every image with every caption, refreshed after each epoch: {event['page']}")
     return lines

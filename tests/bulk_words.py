@@ -30,6 +30,7 @@ class _Caption:
     def __init__(self, text: str) -> None:
         self.text = text
         self.stopped = len(text) % 2 == 0
+        self.thinking = "none"
 
 
 class Words:

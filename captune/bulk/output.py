@@ -30,7 +30,8 @@ COMMAND: Final = "caption"
 """Whose outputs these are, for `captune.data.outputs`."""
 
 Row = dict[str, Any]
-"""`id`, `image`, `caption`, and `stopped`: whether the caption ended with the stop token, not at the limit."""
+"""`id`, `image`, `caption`, `stopped`: whether the caption ended with the stop token, not at the limit; and `thinking`,
+"removed" or "unclosed", where the model wrote thinking text."""
 
 CSV_COLUMNS: Final = ("id", "image", "caption")
 
@@ -106,7 +107,7 @@ def _write_parquet(path: Path, rows: list[Row], note: dict[str, Any] | None) -> 
     except ImportError as error:
         raise MissingExtraError("Writing parquet", "bulk") from error
     kinds = {"stopped": pyarrow.bool_()}
-    names = list(rows[0]) if rows else ["id", "image", "caption", "stopped"]
+    names = list(dict.fromkeys(name for row in rows for name in row)) or ["id", "image", "caption", "stopped"]
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
     table = pyarrow.Table.from_pylist(rows, schema=schema)
     with output_file(path, "wb", command=COMMAND, note=note) as stream:

@@ -280,7 +280,9 @@ def _caption(
             except (DataError, OSError) as error:
                 bad = [*bad, {"id": entry.id, "image": entry.image, "reason": str(error)}]
                 continue
-            rows.append({"id": entry.id, "image": entry.image, "caption": text, "stopped": caption.stopped})
+            row = {"id": entry.id, "image": entry.image, "caption": text, "stopped": caption.stopped}
+            # Only where there was some: files of models without thinking text stay as they are.
+            rows.append(row if caption.thinking == "none" else row | {"thinking": caption.thinking})
     if on_count is not None:
         on_count(len(rows), len(bad))
     return rows, bad

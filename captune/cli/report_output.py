@@ -94,6 +94,7 @@ def run_as_json(run: RunScores, analysis: Analysis) -> dict[str, Any]:
             "signature": row.signature,
             "leak": row.leak,
             "corpus": {name: value if math.isfinite(value) else None for name, value in row.corpus.items()},
+            **row.thinking_counts,
         }
         for row in run.checkpoints
     ]

@@ -17,6 +17,7 @@ from captune.common.tables import (
 from captune.common.text import did_you_mean, duration, error_text, first_line, listed, one_line, shorten
 from captune.common.thinking import (
     Answer,
+    RemovedThinking,
     Thinking,
     decode_marks,
     has_marks,
@@ -28,6 +29,7 @@ from captune.common.version import __version__
 
 __all__ = [
     "Answer",
+    "RemovedThinking",
     "Thinking",
     "__version__",
     "decode_marks",

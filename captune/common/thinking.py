@@ -21,8 +21,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Answer", "Thinking", "decode_marks", "has_marks", "opened_block", "special_marks", "split_thinking"]
+__all__ = [
+    "Answer",
+    "RemovedThinking",
+    "Thinking",
+    "decode_marks",
+    "has_marks",
+    "opened_block",
+    "special_marks",
+    "split_thinking",
+]
 
+RemovedThinking: TypeAlias = Literal["removed", "unclosed"]
 Thinking: TypeAlias = Literal["none", "removed", "unclosed"]
 """What happened to the thinking text of an answer: there was none, it was removed, or it never ended."""
 

@@ -233,7 +233,9 @@ def _evaluate(config: RunConfig, evaluation: Evaluation, checkpoints: Sequence[P
             continue
         on_event({"event": "stage", "what": f"Scoring {checkpoint_name(epoch, config)}"})
         row = evaluation.score(epoch, captions)
-        on_event({"event": "evaluation", "epoch": epoch, "name": row.name, "scores": dict(row.corpus)})
+        on_event(
+            {"event": "evaluation", "epoch": epoch, "name": row.name, "scores": dict(row.corpus), **row.thinking_counts}
+        )
     return faulty
 
 
@@ -273,7 +275,7 @@ def _add_row(
         evaluation.leave_out(name)
         return False
     row = evaluation.score(None, captions, name=name, instruction=captioner.prompt_text(prompt))
-    on_event({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus)})
+    on_event({"event": "evaluation", "epoch": None, "name": name, "scores": dict(row.corpus), **row.thinking_counts})
     return True
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from captune.captioner import Captioner
-from captune.common import __version__
+from captune.common import RemovedThinking, __version__
 from captune.config import RunConfig
 from captune.data import atomic_file, resolve_image
 from captune.decoding import NON_FINITE_SCORES, Caption, DecodingOptions, cached_captions, generate_captions
@@ -314,19 +314,16 @@ class Evaluation:
         Returns:
             The row, the last one so far.
         """
-        texts = {
-            image.id: self.images.reply(caption.text)
-            for image, caption in zip(self.images.images, captions, strict=True)
-        }
-        unfinished = tuple(
-            image.id for image, caption in zip(self.images.images, captions, strict=True) if not caption.stopped
-        )
+        written = {image.id: caption for image, caption in zip(self.images.images, captions, strict=True)}
+        texts = {image: self.images.reply(caption.text) for image, caption in written.items()}
+        unfinished = tuple(image for image, caption in written.items() if not caption.stopped)
+        thinking = {image: caption.thinking for image, caption in written.items() if caption.thinking != "none"}
         earlier = self._earlier.pop(name if name is not None else checkpoint_name(epoch, self._config), None)
         if train_slice is None and earlier is not None and dict(earlier.captions) == texts:
             train_slice = earlier.train_slice
         if epoch is not None:
             self._keep_earlier([row for row in self._earlier.values() if row.epoch is not None and row.epoch < epoch])
-        row = self._append(epoch, texts, unfinished, train_slice or {}, name)
+        row = self._append(epoch, texts, unfinished, thinking, train_slice or {}, name)
         return row if name is None else self._with_instruction(row, instruction)
 
     def recall(self) -> None:
@@ -351,7 +348,7 @@ class Evaluation:
     def restore(self, rows: Sequence[CheckpointScores]) -> None:
         """Add rows of an earlier part of the same run; their captions are scored again."""
         for row in rows:
-            self._append(row.epoch, dict(row.captions), row.unfinished, row.train_slice, row.name)
+            self._append(row.epoch, dict(row.captions), row.unfinished, row.thinking, row.train_slice, row.name)
             if row.name != checkpoint_name(row.epoch, self._config):
                 # The prompt of another captioner is in its signature.
                 self.rows[-1] = replace(self.rows[-1], signature=row.signature)
@@ -375,6 +372,7 @@ class Evaluation:
         epoch: int | None,
         texts: dict[str, str],
         unfinished: tuple[str, ...] | None,
+        thinking: Mapping[str, RemovedThinking],
         train_slice: Mapping[str, float],
         name: str | None = None,
     ) -> CheckpointScores:
@@ -394,6 +392,7 @@ class Evaluation:
                 name: {rival: (test.low, test.high) for rival, test in of.items()} for name, of in tests.items()
             },
             unfinished=unfinished,
+            thinking=thinking,
             train_slice=train_slice,
             hallucinations=self._hallucinations(texts),
         )
@@ -437,7 +436,12 @@ class Evaluation:
                 folder, dict(zip(ids, self.image_files, strict=True)), exif_rotation=self._config.exif_rotation
             )
         for row in self.rows[self._written :]:
-            results = [{"image_id": image, "caption": text} for image, text in row.captions.items()]
+            results = [
+                {"image_id": image, "caption": text}
+                # So that captions of the file are flagged as those of the row.
+                | ({"thinking": row.thinking[image]} if image in row.thinking else {})
+                for image, text in row.captions.items()
+            ]
             _write_json(folder / "captions" / f"{self.images.name}-{row.name}.json", results)
         self._written = len(self.rows)
         write_scores(self.run_scores(), folder)

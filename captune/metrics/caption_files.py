@@ -172,8 +172,7 @@ def read_predictions(path: str | PathLike[str]) -> PredictionFile:
                 f"{name}, {row.location}: image '{row.image}' has a second, different caption; keep one prediction an "
                 f"image, or {SWAPPED}."
             )
-        recorded = row.fields.get("thinking")
-        kind = written.thinking if recorded not in get_args(Thinking) else recorded
+        kind = next((kind for kind in get_args(Thinking) if kind == row.fields.get("thinking")), written.thinking)
         if kind != "none":
             thinking[row.image] = kind
         if isinstance(stopped := row.fields.get("stopped"), bool):

@@ -135,6 +135,7 @@ def row_failures(run: RunScores, row: CheckpointScores) -> dict[str, tuple[str, 
         list(captions.values()),
         references,
         finished=None if cut is None else [image not in cut for image in images],
+        unclosed=[row.thinking.get(image) == "unclosed" for image in images],
         tokenize=tokenizer_name(run),
     )
     flagged = {image: tuple(by_caption.of(index)) for index, image in enumerate(images)}

@@ -114,7 +114,7 @@ def summary(run: RunScores, analysis: Analysis, language: str = "en") -> str:
         language: one of `LANGUAGES`.
     """
     texts = catalogue(language)
-    topics = ["missing", "captioners", "models"]
+    topics = ["missing", "thinking", "captioners", "models"]
     topics += ["advice"] if analysis.is_training else []
     topics += ["overfit"] if analysis.overfit else []
     statements = dict(_Narrative(analysis, texts).statements(run))
@@ -157,7 +157,7 @@ class _Narrative:
     def statements(self, run: RunScores) -> Iterator[tuple[str, str]]:
         """The topic and text of every statement, in the order of the report."""
         analysis = self.analysis
-        texts = [("leak", self.leak(run)), ("missing", self.missing())]
+        texts = [("leak", self.leak(run)), ("missing", self.missing()), ("thinking", self.thinking(run))]
         if analysis.is_training:
             rows = split_training_rows(run).run
             if len(analysis.rows) == 1:
@@ -200,6 +200,15 @@ class _Narrative:
             key = "missing.part_all" if len(rows) == len(self.analysis.rows) > 1 else "missing.part"
             parts.append(self.say(key, rows=list(rows), metrics=metrics))
         return self._parts("missing", parts)
+
+    def thinking(self, run: RunScores) -> str:
+        """Captions whose thinking text never ends."""
+        parts = [
+            self.say("thinking.part", row=row.name, captions=len(row.captions), **row.thinking_counts)
+            for row in run.checkpoints
+            if row.thinking_counts.get("unclosed")
+        ]
+        return self._parts("thinking", parts)
 
     def gain(self) -> str:
         """Relative gain of every metric, first row to last."""

@@ -435,6 +435,13 @@ def _notes(run: RunScores, language: str) -> list[str]:
     marks = [texts.text("note.mark", mark=DAGGERS[key], row=rivals[key]) for key in DAGGERS if key in tested]
     if marks:
         lines.append(texts.text("note.marks", marks=texts.join("note.separator", marks), p=SIGNIFICANT))
+    counted = [row for row in run.checkpoints if row.thinking]
+    if counted:
+        rows = [
+            texts.text("note.thinking.row", row=one_line(row.name), captions=len(row.captions), **row.thinking_counts)
+            for row in counted
+        ]
+        lines.append(texts.text("note.thinking", rows=texts.join("note.separator", rows)))
     return lines + [texts.text("note.leak", mark=mark, reason=reason) for reason, mark in leak_reasons(run).items()]
 
 

@@ -14,6 +14,7 @@ The file is one JSON object:
          "p_values":  {"CIDEr": {"pretrained": 0.001, "previous": 0.2}},      optional
          "differences": {"CIDEr": {"pretrained": [0.05, 0.11]}},              optional
          "unfinished": ["<image id>", ...],                                   optional
+         "thinking": {"<image id>": "removed"},                               optional, or "unclosed"
          "train_slice": {"CIDEr": 0.9}},                                      optional
         ...]}
 
@@ -32,6 +33,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict
 
+from captune.common import RemovedThinking
 from captune.parsing import first_repeated
 from captune.report.columns import order_metrics
 from captune.report.files import StrictRecord, atomic_write, parse_versioned_json, read_text
@@ -142,6 +144,8 @@ class CheckpointScores(StrictRecord):
         differences: metric -> {"pretrained": (low, high), "previous": (low, high)} of this row's score minus the
             other's, paired on the same images.
         unfinished: images whose caption ended at the length limit, without the stop symbol; None when unknown.
+        thinking: image id -> "removed" where thinking text was removed from the caption, "unclosed" where it never
+            ended; only images whose caption had some.
         hallucinations: image id -> the class, start and end of each hallucinated object in the caption, of images that
             have one; empty without the metric chair.
         train_slice: metric -> corpus score on a fixed slice of the training images, which shows over-fitting.
@@ -158,8 +162,15 @@ class CheckpointScores(StrictRecord):
     p_values: Mapping[str, Mapping[Baseline, Probability]] = field(default_factory=dict)
     differences: Mapping[str, Mapping[Baseline, Interval]] = field(default_factory=dict)
     unfinished: tuple[Text, ...] | None = None
+    thinking: Mapping[str, RemovedThinking] = field(default_factory=dict)
     train_slice: Mapping[str, Score] = field(default_factory=dict)
     hallucinations: Mapping[str, tuple[tuple[Text, Integer, Integer], ...]] = field(default_factory=dict)
+
+    @property
+    def thinking_counts(self) -> dict[str, int]:
+        """`thinking`: captions that had thinking text, `unclosed`: those in which it never ended; empty if none had."""
+        kinds = list(self.thinking.values())
+        return {"thinking": len(kinds), "unclosed": kinds.count("unclosed")} if kinds else {}
 
 
 Rows: TypeAlias = Annotated[
@@ -288,6 +299,8 @@ def _checkpoint_tree(row: CheckpointScores) -> dict[str, Any]:
     tree |= {name: value for name, value in optional.items() if value}
     if row.unfinished is not None:
         tree["unfinished"] = row.unfinished
+    if row.thinking:
+        tree["thinking"] = dict(row.thinking)
     if row.train_slice:
         tree["train_slice"] = _numbers(row.train_slice)
     if row.hallucinations:

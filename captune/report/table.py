@@ -101,7 +101,16 @@ def notes(run: RunScores) -> list[str]:
     if marks:
         condition = f"paired test over images, p < {SIGNIFICANT:g}, not corrected for the number of tests"
         lines.append(f"{', '.join(marks)} ({condition}).")
+    if counted := [row for row in run.checkpoints if row.thinking]:
+        lines.append(f"Thinking text was removed from captions: {', '.join(map(thinking_share, counted))}.")
     return lines + [f"{mark}: {reason}" for reason, mark in leak_reasons(run).items()]
+
+
+def thinking_share(row: CheckpointScores) -> str:
+    """Captions with thinking text in a row, such as "epoch1 12 of 200 (3 never end)"."""
+    counts = row.thinking_counts
+    endless = f" ({counts['unclosed']:,} never end)" if counts["unclosed"] else ""
+    return f"{row.name} {counts['thinking']:,} of {len(row.captions):,}{endless}"
 
 
 def signatures(run: RunScores) -> list[tuple[str, str]]:

@@ -322,7 +322,8 @@ class Trainer:
             write_report(self.config.output, self.evaluator.evaluation.run_scores())
             seconds = round(time.monotonic() - start, 3)
             page = str(self.config.output / "report.html")
-            self.log.log("evaluation", epoch=epoch, **named, seconds=seconds, scores=row, page=page)
+            thinking = self.evaluator.evaluation.rows[-1].thinking_counts
+            self.log.log("evaluation", epoch=epoch, **named, seconds=seconds, scores=row, page=page, **thinking)
         self.dist.barrier()
         self.model.train(training)
 

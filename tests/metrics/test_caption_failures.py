@@ -36,7 +36,9 @@ from captune.metrics.diagnostics import STOP_MARKS, find_failures
         ("[/INST] a dog", ["stop symbol"]),
         ("a sign that says human: stop # 2", []),
         ("<think>The user wants", ["thinking"]),
-        ("A dog? </think> A dog runs.", ["thinking"]),
+        ("<think>A dog?</think> A dog runs.", []),
+        ("A dog? </think> A dog runs.", []),
+        ("A dog runs. <think>Or a cat", ["thinking"]),
         ("<|channel|>analysis I see a dog", ["thinking"]),
         ("<|channel>thought I see a dog", ["thinking"]),
         ("◁think▷ I see a dog", ["thinking"]),
@@ -83,6 +85,11 @@ def test_run_on_needs_both_limits() -> None:
 def test_unfinished_needs_finished_flags() -> None:
     assert "unfinished" not in find_failures(["a"]).flags
     assert find_failures(["a", "b"], finished=[True, False]).flags["unfinished"].tolist() == [False, True]
+
+
+def test_thinking_text_that_was_removed_is_flagged_as_recorded() -> None:
+    assert find_failures(["", "a dog"], unclosed=[True, False]).of(0) == ["empty", "thinking"]
+    assert find_failures(["", "a dog"]).of(0) == ["empty"]
 
 
 def test_rates() -> None:
