@@ -11,10 +11,10 @@ from typing import Any
 import captioner_models
 import pytest
 import torch
-from image_text_run import data_of
 from PIL import Image
 from tiny import Characters
 from tokenizers import AddedToken
+from vlm_run import data_of
 
 import captune as captune_package
 from captune.captioner import Captioner, TransformersBackend
