@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,12 +14,16 @@ from captune.common import html_table, text_table
 from captune.errors import MetricInputError, MissingExtraError
 from captune.metrics import (
     DEFAULT_METRICS,
+    LENGTH_TOLERANCE,
     Comparison,
+    EqualLengthTests,
+    LengthMatching,
     Scorer,
     Scores,
     ScoringOptions,
     approximate_randomization,
     check_metrics,
+    compare_at_equal_length,
     defined_metrics,
     paired_bootstrap,
     scoring_warnings,
@@ -95,11 +99,13 @@ class ComparedSystems:
         scores: of each system by its name.
         tests: of each system but the first: score -> (paired bootstrap, approximate randomization).
         confidence: of the intervals of differences.
+        equal_length: the tests of each system but the first at equal length; empty if they were not requested.
     """
 
     scores: Mapping[str, Scores]
     tests: Mapping[str, Mapping[str, tuple[Comparison, Comparison]]]
     confidence: float
+    equal_length: Mapping[str, EqualLengthTests] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -116,6 +122,7 @@ class ComparedSystems:
         notes = [
             f"* p < 0.05, ** p < 0.01 against {self.baseline} in both tests: paired bootstrap and approximate "
             "randomization.",
+            *(f"{system}, equal length: {_equal_length(result)}." for system, result in self.equal_length.items()),
             self.scores[self.baseline].signature,
         ]
         return ["System", *names], rows, notes
@@ -176,6 +183,8 @@ def compare(
     resamples: int = 1000,
     trials: int = 10_000,
     seed: int = 12345,
+    match_length: LengthMatching | None = None,
+    length_tolerance: float = LENGTH_TOLERANCE,
     **options: Any,
 ) -> ComparedSystems:
     """Test whether systems differ, on the same images.
@@ -198,6 +207,9 @@ def compare(
         resamples: of the paired bootstrap.
         trials: of approximate randomization.
         seed: of both tests.
+        match_length: also compare at equal length (`ComparedSystems.equal_length`): "pairs" keeps the images whose
+            captions have about as many words, "truncate" cuts the longer caption of an image at a sentence end.
+        length_tolerance: for "pairs", the share by which the longer caption may exceed the shorter one.
         **options: further fields of `captune.metrics.ScoringOptions`.
 
     Returns:
@@ -230,13 +242,37 @@ def compare(
     for predicted, _ in matched.values():
         _log_warnings(predicted, referred, settings, warnings, logged)
         warnings = []
-    (_, baseline), *others = scored.items()
+    (first_name, baseline), *others = scored.items()
+    texts = {name: {str(image): text for image, text in predicted.items()} for name, (predicted, _) in matched.items()}
     tests = {}
+    equal_length = {}
     for name, scores in others:
         drawn = paired_bootstrap(scores, baseline, confidence, resamples, seed)
         swapped = approximate_randomization(scores, baseline, trials, seed)
         tests[name] = {key: (drawn[key], swapped[key]) for key in drawn}
-    return ComparedSystems(scored, tests, confidence)
+        if match_length is not None:
+            equal_length[name] = compare_at_equal_length(
+                scores,
+                baseline,
+                (texts[name], texts[first_name]),
+                match_length,
+                tolerance=length_tolerance,
+                score=scorer.score,
+                confidence=confidence,
+                resamples=resamples,
+                trials=trials,
+                seed=seed,
+            )
+    return ComparedSystems(scored, tests, confidence, equal_length)
+
+
+def _equal_length(result: EqualLengthTests) -> str:
+    """The differences at equal length in words."""
+    differences = ", ".join(
+        f"{name} {pair[0].difference:+.4f}{significance_mark(*pair)}" for name, pair in result.tests.items()
+    )
+    about = f"{result.images:,} of {result.total:,} images, {result.ratio:.2f} times as long before"
+    return f"{differences or 'too few images to test'} ({about})"
 
 
 def _options(

@@ -6,19 +6,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from captune.cli import scoring
-from captune.cli.compare_tables import ComparedPair, ComparedRun, Layout, TestedScore, format_json, format_tables
+from captune.cli.compare_tables import (
+    ComparedPair,
+    ComparedRun,
+    Layout,
+    MatchedPair,
+    TestedScore,
+    format_json,
+    format_tables,
+)
 from captune.cli.progress import metric_progress
 from captune.cli.scoring import ScoringRun
 from captune.cli.shared_options import with_shared_options
 from captune.errors import MetricInputError
+from captune.metrics import LENGTH_TOLERANCE
 
 if TYPE_CHECKING:
-    from captune.metrics import PredictionFile, ReferenceFile, Scores
+    from captune.metrics import LengthMatching, PredictionFile, ReferenceFile, Scorer, Scores
 
 __all__ = ["compare"]
 
@@ -48,6 +57,18 @@ def compare(
     all_pairs: Annotated[
         bool, typer.Option("--all-pairs", help="Test all pairs of systems, p corrected for their number (Holm).")
     ] = False,
+    match_length: Annotated[
+        Literal["pairs", "truncate"] | None,
+        typer.Option(
+            help="Also test at equal length: pairs keeps the images whose captions have about as many words, truncate "
+            "cuts the longer caption at a sentence end.",
+            show_default=False,
+        ),
+    ] = None,
+    length_tolerance: Annotated[
+        float,
+        typer.Option(min=0, max=0.99, help="Share by which the longer caption of a pair may exceed the shorter one."),
+    ] = LENGTH_TOLERANCE,
     columns: Annotated[
         str | None, typer.Option(help="Show these scores only, in this order: CIDEr,BLEU-4.", show_default=False)
     ] = None,
@@ -68,6 +89,7 @@ def compare(
         captune compare -r test.jsonl -p a.json -p b.json --metrics cider --json
         captune compare -r test.jsonl -p a.json -p b.json --format latex --scale 100 --columns CIDEr,BLEU-4
         captune compare -r test.jsonl -p a.json -p b.json -p c.json --all-pairs
+        captune compare -r test.jsonl -p a.json -p b.json --match-length pairs
         captune compare -r r.jsonl -p a1.json -p a2.json -p b.json --name a --name a --name b --pool-seeds
     """
     from captune.metrics import pool_seeds as pool
@@ -81,6 +103,8 @@ def compare(
         raise MetricInputError("--caption and --label are of a LaTeX table; add --format latex.")
     if reports := [key for key in requested if key in scoring.REPORTED]:
         raise MetricInputError(f"{reports[0]} is not compared; see it for each system with captune score.")
+    if match_length is not None and pool_seeds:
+        raise MetricInputError("--match-length compares captions of two systems; leave out --pool-seeds.")
     if len(predictions) < 2:
         raise MetricInputError("captune compare needs --predictions twice at least; captune score takes one system.")
     run = ScoringRun(requested, shared.scoring_options(), shared.subset, shared.images)
@@ -91,19 +115,25 @@ def compare(
     warnings: list[str] = []
     files = [shared.read_predictions(path, read) for path in predictions]
     with metric_progress() as on_metric:
-        scored = _score_all(read, files, names, run, warnings, on_metric)
+        scored, scorer = _score_all(read, files, names, run, warnings, on_metric)
+        tests = TestOptions(confidence, resamples, trials, seed)
+        matched = None
+        if match_length is not None:
+            matched = _at_equal_length(scored, scorer, match_length, length_tolerance, all_pairs, tests)
     for sentence in warnings:
         scoring.warn(sentence)
     systems: dict[str, list[Scores]] = {}
-    for system, scores in scored:
+    for system, scores, _ in scored:
         systems.setdefault(system, []).append(scores)
     several = {system: seeds for system, seeds in systems.items() if len(seeds) > 1}
     compared = ComparedRun(
         systems=systems,
         pooled={system: pool(seeds, confidence, resamples, seed) for system, seeds in several.items()},
-        pairs=_test(systems, all_pairs, confidence, resamples, trials, seed),
-        columns=shown_columns or list(scored[0][1].corpus),
+        pairs=_test(systems, all_pairs, tests),
+        columns=shown_columns or list(scored[0].scores.corpus),
         all_pairs=all_pairs,
+        equal_length=matched,
+        length_tolerance=length_tolerance,
     )
     if shared.as_json:
         text = format_json(compared, warnings)
@@ -111,6 +141,23 @@ def compare(
         layout = Layout(shared.form, shared.shown_digits, int(shared.scale), confidence, caption, label)
         text = format_tables(compared, layout)
     scoring.write(text, shared.out, "compare")
+
+
+class TestOptions(NamedTuple):
+    """Options of the tests of a difference."""
+
+    confidence: float
+    resamples: int
+    trials: int
+    seed: int
+
+
+class ScoredFile(NamedTuple):
+    """The captions of a file and their scores."""
+
+    name: str
+    scores: Scores
+    captions: dict[str, str]
 
 
 def _names(paths: list[Path], names: list[str] | None, pool_seeds: bool) -> list[str]:
@@ -147,18 +194,18 @@ def _score_all(
     run: ScoringRun,
     warnings: list[str],
     on_metric: Callable[[str], None],
-) -> list[tuple[str, Scores]]:
-    """Name and scores of every file, all on the same images with the references prepared once; adds to `warnings`."""
+) -> tuple[list[ScoredFile], Scorer]:
+    """The scores of every file, all on the same images with the references prepared once; adds to `warnings`."""
     if run.subset:
         references, predictions = _common(references, predictions, warnings)
-    scored: list[tuple[str, Scores]] = []
+    scored: list[ScoredFile] = []
     scorer, shown = None, tuple[str, ...]()
     sentences: list[tuple[str, list[str]]] = []
     for name, captions in zip(names, predictions, strict=True):
         system = scoring.load_system(references, captions, name, run)
         if scorer is None:
             scorer, shown = scoring.make_scorer(system, run, on_metric)
-        scored.append((name, scoring.score_system(system, scorer, shown)))
+        scored.append(ScoredFile(name, scoring.score_system(system, scorer, shown), system.predictions))
         sentences.append((name, system.warnings))
     # What holds for every system is about the references.
     common = [sentence for sentence in sentences[0][1] if all(sentence in others for _, others in sentences)]
@@ -166,7 +213,8 @@ def _score_all(
     warnings.extend(
         f"{name}: {sentence}" for name, others in sentences for sentence in others if sentence not in common
     )
-    return scored
+    assert scorer is not None
+    return scored, scorer
 
 
 def _common(
@@ -193,29 +241,75 @@ def _common(
     return references, predictions
 
 
-def _test(
-    systems: dict[str, list[Scores]], all_pairs: bool, confidence: float, resamples: int, trials: int, seed: int
-) -> list[ComparedPair]:
-    """Test every system against the first, or each against those before it with Holm's correction."""
-    from captune.metrics import approximate_randomization, compare_pooled, holm, paired_bootstrap
+def _pairs(names: list[str], all_pairs: bool) -> list[tuple[str, str]]:
+    """Baseline and system of each comparison."""
+    return list(combinations(names, 2)) if all_pairs else [(names[0], name) for name in names[1:]]
 
-    names = list(systems)
+
+def _test(systems: dict[str, list[Scores]], all_pairs: bool, tests: TestOptions) -> list[ComparedPair]:
+    """Test every system against the first, or each against those before it with Holm's correction."""
+    from captune.metrics import approximate_randomization, compare_pooled, paired_bootstrap
+
     pooled = any(len(seeds) > 1 for seeds in systems.values())
     pairs = []
-    for baseline, name in combinations(names, 2) if all_pairs else ((names[0], name) for name in names[1:]):
+    for baseline, name in _pairs(list(systems), all_pairs):
         ours, others = systems[name], systems[baseline]
         if pooled:
-            drawn = compare_pooled(ours, others, confidence, resamples, seed)
-            tests = {score: TestedScore(test, None) for score, test in drawn.items()}
+            drawn = compare_pooled(ours, others, tests.confidence, tests.resamples, tests.seed)
+            tested = {score: TestedScore(test, None) for score, test in drawn.items()}
         else:
-            drawn = paired_bootstrap(ours[0], others[0], confidence, resamples, seed)
-            swapped = approximate_randomization(ours[0], others[0], trials, seed)
-            tests = {score: TestedScore(test, swapped[score]) for score, test in drawn.items()}
-        pairs.append(ComparedPair(name, baseline, tests))
-    if not all_pairs:
-        return pairs
-    corrected = {score: holm([pair.tests[score].p_value for pair in pairs]) for score in pairs[0].tests}
+            drawn = paired_bootstrap(ours[0], others[0], tests.confidence, tests.resamples, tests.seed)
+            swapped = approximate_randomization(ours[0], others[0], tests.trials, tests.seed)
+            tested = {score: TestedScore(test, swapped[score]) for score, test in drawn.items()}
+        pairs.append(ComparedPair(name, baseline, tested))
+    return _corrected(pairs) if all_pairs else pairs
+
+
+def _corrected(pairs: list[ComparedPair]) -> list[ComparedPair]:
+    """The pairs with Holm's correction of each score for their number; a pair without tests does not count."""
+    from captune.metrics import holm
+
+    tested = [pair for pair in pairs if pair.tests]
+    scores = tested[0].tests if tested else {}
+    corrected = {score: holm([pair.tests[score].p_value for pair in tested]) for score in scores}
+    row_of = {(pair.system, pair.baseline): row for row, pair in enumerate(tested)}
     return [
-        pair._replace(tests={score: test._replace(holm=corrected[score][row]) for score, test in pair.tests.items()})
-        for row, pair in enumerate(pairs)
+        pair._replace(
+            tests={
+                score: test._replace(holm=corrected[score][row_of[pair.system, pair.baseline]])
+                for score, test in pair.tests.items()
+            }
+        )
+        for pair in pairs
     ]
+
+
+def _at_equal_length(
+    scored: list[ScoredFile],
+    scorer: Scorer,
+    method: LengthMatching,
+    tolerance: float,
+    all_pairs: bool,
+    tests: TestOptions,
+) -> list[MatchedPair]:
+    """The same comparisons at equal length."""
+    from captune.metrics import compare_at_equal_length
+
+    files = {file.name: file for file in scored}
+    results = []
+    for baseline, name in _pairs(list(files), all_pairs):
+        ours, others = files[name], files[baseline]
+        result = compare_at_equal_length(
+            ours.scores,
+            others.scores,
+            (ours.captions, others.captions),
+            method,
+            tolerance=tolerance,
+            score=scorer.score,
+            **tests._asdict(),
+        )
+        tested = {score: TestedScore(*pair) for score, pair in result.tests.items()}
+        results.append((ComparedPair(name, baseline, tested), result))
+    pairs = [pair for pair, _ in results]
+    pairs = _corrected(pairs) if all_pairs else pairs
+    return [MatchedPair(pair, result) for pair, (_, result) in zip(pairs, results, strict=True)]

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from captune.cli import scoring
 
 if TYPE_CHECKING:
-    from captune.metrics import Comparison, PooledScore, Scores
+    from captune.metrics import Comparison, EqualLengthTests, PooledScore, Scores
 
-__all__ = ["ComparedPair", "ComparedRun", "Layout", "TestedScore", "format_json", "format_tables"]
+__all__ = [
+    "ComparedPair",
+    "ComparedRun",
+    "Layout",
+    "MatchedPair",
+    "TestedScore",
+    "format_json",
+    "format_tables",
+]
 
 
 class TestedScore(NamedTuple):
@@ -51,6 +59,13 @@ class ComparedPair(NamedTuple):
     tests: Mapping[str, TestedScore]
 
 
+class MatchedPair(NamedTuple):
+    """Two systems at equal length: the tests of each score, and the images that they are of."""
+
+    pair: ComparedPair
+    matching: EqualLengthTests
+
+
 @dataclass(frozen=True)
 class ComparedRun:
     """Everything that the output shows.
@@ -61,6 +76,8 @@ class ComparedRun:
         pairs: each system against the first, or all pairs.
         columns: the scores to show, in order.
         all_pairs: whether these are all pairs, with Holm's correction.
+        equal_length: the pairs at equal length, where that was requested.
+        length_tolerance: share by which the longer caption of an image may exceed the shorter one.
     """
 
     systems: Mapping[str, Sequence[Scores]]
@@ -68,6 +85,8 @@ class ComparedRun:
     pairs: Sequence[ComparedPair]
     columns: Sequence[str]
     all_pairs: bool
+    equal_length: Sequence[MatchedPair] | None = None
+    length_tolerance: float = 0.0
 
     @property
     def first(self) -> Scores:
@@ -135,6 +154,10 @@ def format_tables(run: ComparedRun, layout: Layout) -> str:
         for pair in run.pairs:
             rows = [[column, *_difference(pair, column, layout)] for column in run.columns]
             parts.append(table(layout.form, [f"{pair.system} - {pair.baseline}", *rest], rows))
+    for pair, _ in run.equal_length or ():
+        if pair.tests:
+            rows = [[column, *_difference(pair, column, layout)] for column in run.columns]
+            parts.append(table(layout.form, [f"{pair.system} - {pair.baseline}, equal length", *rest], rows))
     prefix = "% " if layout.form == "latex" else ""
     mark = "`" if layout.form == "markdown" else ""
     signature = f"{prefix}{mark}{run.first.signature}{mark}"
@@ -163,7 +186,21 @@ def _notes(run: ComparedRun) -> list[str]:
         )
     elif len(run.pairs) > 1:
         notes.append("Each system is tested against the first alone; p is not corrected for their number.")
-    return notes
+    return notes + [_about_length(matched, run.length_tolerance) for matched in run.equal_length or ()]
+
+
+def _about_length(matched: MatchedPair, tolerance: float) -> str:
+    """How two systems differ in length, and what was compared at equal length."""
+    (system, baseline, _), matching = matched
+    about = f"Captions of {system} are {matching.ratio:.2f} times as long as those of {baseline}"
+    then = f"{matching.matched_ratio:.2f} times as long then"
+    if matching.method == "truncate":
+        return f"{about}; equal length: the longer one of each image is cut at a sentence end ({then})."
+    images = f"{matching.images:,} of {matching.total:,} images have captions that differ by at most "
+    images += f"{100 * tolerance:g} % in words"
+    if not matching.tests:
+        return f"{about}; {images}, too few to test; --match-length truncate compares all images."
+    return f"{about}; equal length: {images} ({then})."
 
 
 def _difference(pair: ComparedPair, column: str, layout: Layout) -> list[str]:
@@ -267,7 +304,23 @@ def format_json(run: ComparedRun, warnings: Iterable[str]) -> str:
     else:
         answer = {"baseline": next(iter(run.systems)), **answer}
         answer["differences"] = {pair.system: _record(pair, run.columns) for pair in run.pairs}
+    if run.equal_length is not None:
+        answer["equal_length"] = [_matched_record(matched, run) for matched in run.equal_length]
     return scoring.to_json({**answer, "warnings": list(warnings)})
+
+
+def _matched_record(matched: MatchedPair, run: ComparedRun) -> dict[str, Any]:
+    pair, matching = matched
+    return {
+        "system": pair.system,
+        "baseline": pair.baseline,
+        "method": matching.method,
+        **({"tolerance": run.length_tolerance} if matching.method == "pairs" else {}),
+        "images": matching.images,
+        "length_ratio": matching.ratio,
+        "matched_length_ratio": matching.matched_ratio,
+        "differences": _record(pair, run.columns) if pair.tests else {},
+    }
 
 
 def _record(pair: ComparedPair, columns: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from captune.metrics.diagnostics import FAILURES, find_failures, measure_diversity
     from captune.metrics.document_frequencies import DocumentFrequencies
     from captune.metrics.inputs import align, caption_warnings, match_stems, similar_ids_hint
+    from captune.metrics.length_matching import (
+        EqualLengthTests,
+        LengthMatching,
+        compare_at_equal_length,
+        length_ratio,
+    )
     from captune.metrics.metric import Column, MeanOfImages, Metric
     from captune.metrics.object_vocabulary import Mention, ObjectVocabulary, coco_vocabulary
     from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
@@ -38,7 +44,7 @@ if TYPE_CHECKING:
     from captune.metrics.registry import BUILT_IN, METRICS, check_metrics, find_column, iter_columns
     from captune.metrics.scorer import Scorer, defined_metrics, score_captions, scoring_warnings
     from captune.metrics.scores import Scores, Signature, prompt_hash
-    from captune.metrics.sentences import find_sentences, is_paragraph, paragraph_warning
+    from captune.metrics.sentences import LENGTH_TOLERANCE, find_sentences, is_paragraph, paragraph_warning
     from captune.metrics.significance import (
         NEGLIGIBLE,
         Comparison,
@@ -59,6 +65,7 @@ __all__ = [
     "DEFAULT_METRICS",
     "FAILURES",
     "ID_KEYS",
+    "LENGTH_TOLERANCE",
     "METRICS",
     "NEGLIGIBLE",
     "PREDICTION_KEYS",
@@ -66,7 +73,9 @@ __all__ = [
     "Column",
     "Comparison",
     "DocumentFrequencies",
+    "EqualLengthTests",
     "Interval",
+    "LengthMatching",
     "MeanOfImages",
     "Mention",
     "Metric",
@@ -85,6 +94,7 @@ __all__ = [
     "caption_warnings",
     "check_metrics",
     "coco_vocabulary",
+    "compare_at_equal_length",
     "compare_pooled",
     "confidence_intervals",
     "defined_metrics",
@@ -98,6 +108,7 @@ __all__ = [
     "iter_columns",
     "language_warning",
     "leave_one_out",
+    "length_ratio",
     "match_stems",
     "measure_diversity",
     "paired_bootstrap",
@@ -133,6 +144,12 @@ __getattr__ = lazy_names(
             "read_references",
         ],
         "inputs": ["align", "caption_warnings", "match_stems", "similar_ids_hint", "thinking_warnings"],
+        "length_matching": [
+            "EqualLengthTests",
+            "LengthMatching",
+            "compare_at_equal_length",
+            "length_ratio",
+        ],
         "metric": ["Column", "MeanOfImages", "Metric"],
         "chair": ["find_hallucinations", "leave_one_out", "truncate_caption"],
         "object_vocabulary": ["Mention", "ObjectVocabulary", "coco_vocabulary"],
@@ -141,7 +158,7 @@ __getattr__ = lazy_names(
         "registry": ["BUILT_IN", "METRICS", "check_metrics", "find_column", "iter_columns"],
         "scorer": ["Scorer", "defined_metrics", "score_captions", "scoring_warnings"],
         "scores": ["Scores", "Signature", "prompt_hash"],
-        "sentences": ["find_sentences", "is_paragraph", "paragraph_warning"],
+        "sentences": ["LENGTH_TOLERANCE", "find_sentences", "is_paragraph", "paragraph_warning"],
         "pooled_seeds": ["PooledScore", "compare_pooled", "pool_seeds"],
         "significance": [
             "NEGLIGIBLE",

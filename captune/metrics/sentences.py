@@ -16,6 +16,7 @@ from itertools import islice
 from statistics import median
 
 __all__ = [
+    "LENGTH_TOLERANCE",
     "PARAGRAPH_WORDS",
     "count_words",
     "find_sentences",
@@ -26,6 +27,9 @@ __all__ = [
 
 PARAGRAPH_WORDS = 40
 """Words from which a caption of several sentences counts as a paragraph; those of COCO and Flickr30k have 10 to 13."""
+
+LENGTH_TOLERANCE = 0.1
+"""Share by which the longer of two captions may exceed the shorter one if they are compared at equal length."""
 
 _SAMPLE = 10_000
 """References that decide whether a set has paragraphs."""

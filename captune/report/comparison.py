@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from captune.common import escape_markdown, markdown_table, one_line
@@ -15,7 +15,7 @@ from captune.report.learning_curve import split_training_rows
 from captune.report.scores_json import CheckpointScores, RunScores
 
 if TYPE_CHECKING:
-    from captune.metrics import Scores
+    from captune.metrics import EqualLengthTests, Scores
 
 __all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "most_different_lines"]
 
@@ -58,6 +58,8 @@ class Comparison:
         settings: the stored configuration of every run by the names of its settings; empty where there is none.
         best: test of the best checkpoints of the first two runs; None if either has no scores of its images.
         most_different: images whose CIDEr differs most between two of the rows, the most different first.
+        equal_length: (i, j) -> tests of row i against row j on the images whose captions have about as many words;
+            empty where all rows have captions of about the same length.
     """
 
     table: RunScores
@@ -69,6 +71,7 @@ class Comparison:
     run_names: tuple[str, ...] = ()
     settings: tuple[Mapping[str, Any], ...] = ()
     best: BestTest | None = None
+    equal_length: Mapping[tuple[int, int], EqualLengthTests] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON values; null replaces NaN."""
@@ -92,6 +95,20 @@ class Comparison:
             "runs": [{"run": row.name, "corpus": dict(row.corpus)} for row in self.table.checkpoints],
             "tests": tests,
             "agreement": agreement,
+            "equal_length": [
+                {
+                    "run": names[i],
+                    "other": names[j],
+                    "images": tests.images,
+                    "length_ratio": None if math.isnan(tests.ratio) else tests.ratio,
+                    "differences": {
+                        metric: {"difference": drawn.difference, "low": drawn.low, "high": drawn.high, "p_value": p}
+                        for metric, (drawn, _) in tests.tests.items()
+                        if (p := drawn.p_value) == p  # NaN is not tested
+                    },
+                }
+                for (i, j), tests in self.equal_length.items()
+            ],
             "telling_images": list(self.most_different),
         }
 
@@ -138,7 +155,28 @@ def compare_runs(
         run_names=tuple(names),
         settings=tuple(settings),
         best=_best_test(scores, resamples),
+        equal_length=_equal_length(scores, best, pairs, resamples),
     )
+
+
+def _equal_length(
+    scores: Sequence[Scores],
+    rows: Sequence[CheckpointScores],
+    pairs: Sequence[tuple[int, int]],
+    resamples: int,
+) -> dict[tuple[int, int], EqualLengthTests]:
+    """Tests at equal length of all pairs, if captions of any two rows differ by more than the tolerance."""
+    from captune.metrics import LENGTH_TOLERANCE, compare_at_equal_length, length_ratio
+
+    ratios = [length_ratio(rows[i].captions, rows[j].captions) for i, j in pairs]
+    if not any(max(ratio, 1 / ratio) > 1 + LENGTH_TOLERANCE for ratio in ratios if not math.isnan(ratio)):
+        return {}
+    return {
+        (i, j): compare_at_equal_length(
+            scores[i], scores[j], (rows[i].captions, rows[j].captions), resamples=resamples, trials=resamples
+        )
+        for i, j in pairs
+    }
 
 
 def _best_test(scores: Sequence[Scores], resamples: int) -> BestTest | None:
@@ -171,9 +209,30 @@ def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
             p = comparison.p_values[metric].get((i, j))
             cells[i, j], cells[j, i] = _tested(difference, p), _tested(-difference, p)
         sections.append((f"{metric}: row minus column", square(cells)))
+        if comparison.equal_length:
+            sections.append(
+                (f"{metric}: row minus column, {_EQUAL_LENGTH}", square(_matched_cells(comparison, metric)))
+            )
     rho = {pair: "nan" if math.isnan(value) else f"{value:.2f}" for pair, value in comparison.agreement.items()}
     rho |= {(j, i): text for (i, j), text in rho.items()}
     return [*sections, ("Agreement: rank correlation of CIDEr over images", square(rho))]
+
+
+_EQUAL_LENGTH = "images whose captions differ by at most 10 % in words"
+
+
+def _matched_cells(comparison: Comparison, metric: str) -> dict[tuple[int, int], str]:
+    """The tests of a metric at equal length, with the number of images."""
+    cells = {}
+    for (i, j), tests in comparison.equal_length.items():
+        images = f"{tests.images:,} images"
+        if metric not in tests.tests:
+            cells[i, j] = cells[j, i] = images
+            continue
+        drawn, _ = tests.tests[metric]
+        p = drawn.p_value if drawn.is_tested else None
+        cells[i, j], cells[j, i] = (f"{_tested(sign * drawn.difference, p)}, {images}" for sign in (1, -1))
+    return cells
 
 
 def _tested(difference: float, p: float | None) -> str:

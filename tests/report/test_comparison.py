@@ -61,6 +61,30 @@ def test_matrices_are_antisymmetric_tests_and_symmetric_agreement() -> None:
     assert agreement[0][1] == agreement[1][0]
 
 
+def test_runs_of_different_lengths_are_also_compared_at_equal_length(tmp_path: Path) -> None:
+    """A run that appends words to two captions of three; on the other images both are equal."""
+    run = _run(4)
+    captions = {
+        image: f"{text} There is much more to see in it." if index % 3 else text
+        for index, (image, text) in enumerate(run.checkpoints[0].captions.items())
+    }
+    long = dataclasses.replace(run, checkpoints=(dataclasses.replace(run.checkpoints[0], captions=captions),))
+    comparison = compare_runs({"short": run, "long": long})
+    tests = comparison.equal_length[0, 1]
+    assert (tests.images, tests.total) == (10, 30)
+    assert comparison.differences["CIDEr"][0, 1] > 0.5
+    assert tests.tests["CIDEr"][0].difference == 0
+    (record,) = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))["equal_length"]
+    assert (record["images"], record["differences"]["CIDEr"]["difference"]) == (10, 0)
+    headings = dict(matrices(comparison))
+    cells = headings["CIDEr: row minus column, images whose captions differ by at most 10 % in words"]
+    assert cells[0][1] == "0.0000, 10 images"
+    write_comparison(tmp_path, comparison)
+    assert "at most 10 % in words" in (tmp_path / "report.html").read_text()
+    # Runs of about the same length have no such tables.
+    assert compare_runs({"a": _run(4), "b": _run(4)}).equal_length == {}
+
+
 def test_files_of_a_comparison(tmp_path: Path) -> None:
     comparison = compare_runs({"a|<b>": _run(0, leak="because"), "b": _run(2)})
     files = write_comparison(tmp_path, comparison)
