@@ -144,11 +144,12 @@ def _report_one(
 def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, lang: str, as_json: bool) -> list[Path]:
     """Compare several runs and return the files written."""
     from captune.data import folder_lock
-    from captune.report import COMPARISON_FILES, compare_runs, read_settings, write_comparison
+    from captune.report import COMPARISON_FILES, TrainingLog, compare_runs, read_log, read_settings, write_comparison
 
     read = {name: _read(source) for name, source in zip(_names(sources), sources, strict=True)}
     settings = [{} if folder is None else read_settings(folder) for _, folder in read.values()]
-    comparison = compare_runs({name: run for name, (run, _) in read.items()}, settings=settings)
+    logs = [TrainingLog() if folder is None else read_log(folder / "log.jsonl") for _, folder in read.values()]
+    comparison = compare_runs({name: run for name, (run, _) in read.items()}, settings=settings, logs=logs)
     files = []
     if out is not None:
         _check_files(out, COMPARISON_FILES, sources)

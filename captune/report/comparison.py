@@ -11,7 +11,7 @@ from captune.common import escape_markdown, markdown_table, one_line
 from captune.errors import InputError
 from captune.report.caption_statistics import tokenizer_name
 from captune.report.columns import SLIDES_METRICS, format_value, shows_zero
-from captune.report.learning_curve import split_training_rows
+from captune.report.learning_curve import TrainingLog, split_training_rows
 from captune.report.scores_json import CheckpointScores, RunScores
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Comparison:
         runs: the compared runs with all of their rows, in the order of the table.
         run_names: their names, without the names of their best rows.
         settings: the stored configuration of every run by the names of its settings; empty where there is none.
+        logs: the training log of every run.
         best: test of the best checkpoints of the first two runs; None if either has no scores of its images.
         most_different: images whose CIDEr differs most between two of the rows, the most different first.
         equal_length: (i, j) -> tests of row i against row j on the images whose captions have about as many words;
@@ -70,6 +71,7 @@ class Comparison:
     runs: tuple[RunScores, ...] = ()
     run_names: tuple[str, ...] = ()
     settings: tuple[Mapping[str, Any], ...] = ()
+    logs: tuple[TrainingLog, ...] = ()
     best: BestTest | None = None
     equal_length: Mapping[tuple[int, int], EqualLengthTests] = field(default_factory=dict)
 
@@ -114,7 +116,11 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Mapping[str, RunScores], *, resamples: int = 1000, settings: Sequence[Mapping[str, Any]] = ()
+    runs: Mapping[str, RunScores],
+    *,
+    resamples: int = 1000,
+    settings: Sequence[Mapping[str, Any]] = (),
+    logs: Sequence[TrainingLog] = (),
 ) -> Comparison:
     """Compare the best checkpoints by CIDEr of several runs on the images that all of them captioned.
 
@@ -125,6 +131,7 @@ def compare_runs(
         runs: name -> its scores, with captions and references; two or more.
         resamples: of the bootstrap.
         settings: the stored configuration of every run, for what differs between them.
+        logs: the training log of every run, for the curves of its loss.
 
     Raises:
         InputError: a run has no captions or no references, or the runs are not on the same images and references.
@@ -154,6 +161,7 @@ def compare_runs(
         runs=tuple(runs.values()),
         run_names=tuple(names),
         settings=tuple(settings),
+        logs=tuple(logs),
         best=_best_test(scores, resamples),
         equal_length=_equal_length(scores, best, pairs, resamples),
     )

@@ -36,7 +36,13 @@ from captune.report.comparison import Comparison, matrices
 from captune.report.headline import Headline, comparison_headline, examples, headline, headline_metric
 from captune.report.learning_curve import SIGNIFICANT, TrainingLog, drawn_rows, split_training_rows
 from captune.report.narrative import LANGUAGES, catalogue, sentences, summary
-from captune.report.page_charts import comparison_charts, distribution_charts, score_charts, training_charts
+from captune.report.page_charts import (
+    comparison_charts,
+    distribution_charts,
+    loss_charts,
+    score_charts,
+    training_charts,
+)
 from captune.report.rating import Rating, rating_counts, rating_tables
 from captune.report.robustness_matrix import Matrix, matrix_section
 from captune.report.scores_json import RunScores
@@ -306,7 +312,7 @@ def build_page(
             example_metric=headline_metric(run) or "",
             settings=_settings(run_dir, comparison),
             row_heading="checkpoint" if comparison is None else "compared_run",
-            comparison_rows=[] if comparison is None else [row.name for row in run.checkpoints],
+            compared_runs=[] if comparison is None else list(comparison.run_names),
             summary={name: summary(run, analysis, name) for name in LANGUAGES if analysis is not None},
             provenance=provenance(run),
             leaks=leak_reasons(run),
@@ -320,7 +326,9 @@ def build_page(
             score_charts=_charts(
                 score_charts(run, words) if comparison is None else comparison_charts(comparison, words)
             ),
-            training_charts=_charts(training_charts(log, words)),
+            training_charts=_charts(
+                training_charts(log, words) if comparison is None else loss_charts(comparison, words)
+            ),
             hallucinated=_hallucinated(run),
             captions=_captions(run, captions, failures, words),
             robustness=None if matrix is None else matrix_section(matrix),
@@ -458,17 +466,21 @@ def _captions(
     references = captions.references
     drawn = [captions.rows[row.name] for row in ordered.checkpoints]
     failures_of = {row.name: failed for row, failed in zip(run.checkpoints, failures, strict=True)}
-    trained, training = drawn[: joined or 1], split_training_rows(run).run.checkpoints
-    gained, lost = most_changed_words(trained[0].words, trained[-1].words)
-    ends = dict.fromkeys((0, len(trained) - 1))
+    # The first and the last checkpoint of a training; systems that are no training, all of them.
+    shown = list(dict.fromkeys((0, joined - 1))) if joined else range(len(drawn))
+    changed: dict[str, dict[str, int]] = {}
+    if len(shown) == 2:
+        before, after = (drawn[index].words for index in shown)
+        gained, lost = most_changed_words(before, after)
+        changed = {
+            "words_gained": {word: after[word] for word in gained},
+            "words_lost": {word: before[word] for word in lost},
+        }
     return {
         "charts": _charts(distribution_charts(run, drawn, references, words)),
-        "changed_words": {
-            "words_gained": {word: trained[-1].words[word] for word in gained},
-            "words_lost": {word: trained[0].words[word] for word in lost},
-        },
-        "columns": [*(training[end].name for end in ends), *([None] if references.words else [])],
-        "classes": _class_shares([*(trained[end] for end in ends), *([references] if references.words else [])]),
+        "changed_words": changed,
+        "columns": [*(ordered.checkpoints[index].name for index in shown), *([None] if references.words else [])],
+        "classes": _class_shares([*(drawn[index] for index in shown), *([references] if references.words else [])]),
         "rows": [row.name for row in ordered.checkpoints],
         "failures": _failure_shares([failures_of[row.name] for row in ordered.checkpoints], drawn),
     }

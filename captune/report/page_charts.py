@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+import numpy as np
+
 from captune.common import one_line, shorten
 from captune.metrics import NEGLIGIBLE
 from captune.report.axis import checkpoint_axis, spread_labels
@@ -45,6 +47,9 @@ AXIS_INCHES = 3.5
 
 MAX_MARKERS = 40
 """Positions beyond which the values of a line are not marked."""
+
+RUN_STYLES = (0, 5, 3, 2, 9, 1, 7, 4, 6, 8)
+"""Styles of compared lines, in an order in which neighbours differ most."""
 
 _MARKERS: Sequence[Sequence[tuple[float, float]]] = (
     (),  # a circle
@@ -136,7 +141,7 @@ def comparison_charts(comparison: Comparison, words: Mapping[str, str]) -> list[
         for index, (course, name) in enumerate(zip(courses, comparison.run_names, strict=True)):
             values = {-1 if each.epoch is None else each.epoch: each.corpus.get(metric, math.nan) for each in course}
             line = [values.get(epoch, math.nan) for epoch in epochs]
-            series.append(Series(name, line, (0, 5, 3, 2, 9, 1, 7, 4, 6, 8)[index % 10]))
+            series.append(Series(name, line, RUN_STYLES[index % len(RUN_STYLES)]))
         label = first.replace("pretrained", "pre-\ntrained")
         ticks = [(float(epoch), label if epoch < 0 else str(epoch)) for epoch in epochs]
         names = [first if epoch < 0 else f"epoch{epoch}" for epoch in epochs]
@@ -158,6 +163,22 @@ def training_charts(log: TrainingLog, words: Mapping[str, str]) -> list[tuple[st
     return charts
 
 
+def loss_charts(comparison: Comparison, words: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The training loss of compared runs over their steps; see `score_charts`."""
+    steps = sorted({step for log in comparison.logs for step in log.steps})
+    series = []
+    for index, (log, name) in enumerate(zip(comparison.logs, comparison.run_names, strict=False)):
+        logged = [(step, loss) for step, loss in zip(log.steps, log.loss, strict=True) if math.isfinite(loss)]
+        if logged:
+            # Runs that log different steps share the axis: a line passes straight from one of its values to the next.
+            known, losses = zip(*logged, strict=True)
+            values = np.interp(steps, known, losses, left=math.nan, right=math.nan)
+            series.append(Series(name, values.tolist(), RUN_STYLES[index % len(RUN_STYLES)]))
+    title = ", ".join(["loss", *(line.name for line in series)])
+    drawing = line_chart(steps, series, title, "step", "loss", words)
+    return [("loss_chart", drawing)] if drawing else []
+
+
 def distribution_charts(
     run: RunScores, rows: Sequence[CaptionStatistics], references: CaptionStatistics, words: Mapping[str, str]
 ) -> list[tuple[str, str]]:
@@ -169,13 +190,15 @@ def distribution_charts(
         references: the references.
         words: the page's words in the language in which it opens.
     """
-    trained, joined = split_training_rows(run).run.checkpoints, drawn_rows(run)[1]
+    drawn, joined = drawn_rows(run)
+    # The first and the last checkpoint of a training; systems that are no training, all of them.
+    ends = (0, joined - 1) if joined else range(min(len(rows), len(RUN_STYLES)))
     cider, lengths = [], []
-    for end in dict.fromkeys((0, len(trained) - 1)):
-        name, style = trained[end].name, 5 if end else 0
-        scores = [image.get("CIDEr", math.nan) for image in trained[end].per_image.values()]
-        cider.append(Series(name, scores, style))
-        lengths.append(Series(name, rows[end].lengths, style))
+    for end, style in zip(dict.fromkeys(ends), RUN_STYLES, strict=False):
+        row = drawn.checkpoints[end]
+        scores = [image.get("CIDEr", math.nan) for image in row.per_image.values()]
+        cider.append(Series(row.name, scores, style))
+        lengths.append(Series(row.name, rows[end].lengths, style))
     if _is_negligible(score for line in cider for score in line.values):
         cider = []
     means = [Series("", [row.mean_length for row in rows], 0, joined=joined)]
@@ -333,7 +356,11 @@ class _Drawing:
             keys = ("axis_pre", "axis_trained") if label == "pre-\ntrained" else ()
             for row, part in enumerate(label.split("\n")):
                 key = keys[row] if keys else ""
-                self.text(self.x(position), BOTTOM + 14 + 11 * row, part, key=key, anchor="middle")
+                x, half = self.x(position), 3.0 * len(part)
+                # A long name at an end of the axis stays inside the drawing.
+                anchor = "end" if x + half > WIDTH else "start" if x < half else "middle"
+                x = {"end": WIDTH - 2.0, "start": 2.0}.get(anchor, x)
+                self.text(x, BOTTOM + 14 + 11 * row, part, key=key, anchor=anchor)
 
     def line(self, line: Series, *, markers: bool, names: Sequence[str]) -> None:
         """Band, line and markers of one series."""

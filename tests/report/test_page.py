@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,6 +27,7 @@ from captune.report.page_charts import (
     comparison_charts,
     distribution_charts,
     line_chart,
+    loss_charts,
     nice_ticks,
     score_charts,
 )
@@ -396,3 +398,30 @@ def test_cider_of_images_that_is_zero_apart_from_smoothing_has_no_distribution(m
     assert "cider_distribution" not in keys((1e-9, 2e-9))
     assert "length_distribution" in keys((1e-9, 2e-9))
     assert "cider_distribution" in keys((1e-9, 0.5))
+
+
+def test_compared_runs_have_curves_of_their_losses_over_each_other(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.2, 0.3)})
+    table = make_run({"CIDEr": (0.3, 0.3)}, names=("a epoch1", "b epoch1"))
+    logs = (TrainingLog(steps=(10, 20, 30), loss=(3.0, 2.0, 1.0)), TrainingLog(steps=(15, 30), loss=(2.5, math.nan)))
+    comparison = Comparison(table, {}, {}, {}, (), (run, run), ("a", "b"), logs=logs)
+    ((key, drawing),) = loss_charts(comparison, catalogue("en").page)
+    assert (key, ">a<" in drawing, ">b<" in drawing) == ("loss_chart", True, True)
+    page = build_page(table, TrainingLog(), comparison=comparison)
+    assert 'id="training"' in page
+    # Results without a log have no section of a training.
+    page = build_page(table, TrainingLog(), comparison=dataclasses.replace(comparison, logs=()))
+    assert 'id="training"' not in page
+    assert 'href="#training"' not in page
+
+
+def test_distributions_show_every_system_that_is_no_training(make_run: Any) -> None:
+    table = make_run({"CIDEr": (0.3, 0.5)}, names=("a", "b"))
+    rows = [
+        dataclasses.replace(row, epoch=None, captions={"1": "a dog"}, per_image={"1": {"CIDEr": 0.5}})
+        for row in table.checkpoints
+    ]
+    run = dataclasses.replace(table, checkpoints=tuple(rows))
+    statistics = caption_statistics(run)
+    drawings = dict(distribution_charts(run, [statistics.rows[n] for n in "ab"], statistics.references, {}))
+    assert all(f">{name}<" in drawings["cider_distribution"] for name in "ab")
