@@ -13,6 +13,7 @@ import typer
 
 from captune.cli.next_command import show_next
 from captune.cli.prepare_common import Callbacks, Check, ProblemsFile, counts_in_words, summary_as_json, with_progress
+from captune.errors import InputError
 
 if TYPE_CHECKING:
     from captune.data import Issue, Summary, TargetFlaw
@@ -46,14 +47,14 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
     problems: ProblemsFile = None,
     fix: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a manifest without bad rows and without training images that are also evaluated.",
-            show_default=False,
-        ),
+        bool,
+        typer.Option("--fix", help="Write a manifest without bad rows and training images that are also evaluated."),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file that --fix writes.", show_default="MANIFEST-clean.jsonl")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files at --fix and --problems that this command did not write.")
+        bool, typer.Option("--overwrite", help="Replace files at --out and --problems that this command did not write.")
     ] = False,
 ) -> None:
     """Check every row, caption and image of a manifest; exit with 2 when training would fail on it.
@@ -61,24 +62,28 @@ def check(
     With --against, images of the other manifest that are among this one's training images (the first --split) are
     found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
 
-    --fix writes the good rows to another file and leaves the original unchanged. If a picture is in the training split
-    and in another one (of this manifest or of --against), the training image is left out. Each row that is left out is
-    listed in the file of --problems, by default one next to the new manifest.
+    --fix writes the good rows to another file (--out) and leaves the original unchanged. If a picture is in the
+    training split and in another one (of this manifest or of --against), the training image is left out. Each row that
+    is left out is listed in the file of --problems, by default one next to the new manifest.
 
     Examples:
         captune check photos/manifest.jsonl
-        captune check photos/manifest.jsonl --fix photos/clean.jsonl
+        captune check photos/manifest.jsonl --fix
+        captune check photos/manifest.jsonl --fix --out photos/good.jsonl
         captune check photos/manifest.jsonl --split train --split test --json
         captune check train.jsonl --against test.jsonl
     """
     from captune.config import split_names
     from captune.data import SourceFile, check_manifest, check_output, plural
 
+    if out is not None and not fix:
+        raise InputError("--out is the file that --fix writes; add --fix, or leave --out out.")
     _refuse_other_formats(manifest)
     reads = [manifest, *(against or [])]
-    if fix is not None:
-        problems = problems or fix.with_name(f"{fix.name.removesuffix('.jsonl')}.left-out.jsonl")
-        check_output(fix, command="check", reads=[*reads, problems], overwrite=overwrite, option="--fix")
+    if fix:
+        out = out or manifest.with_name(f"{manifest.name.removesuffix('.jsonl')}-clean.jsonl")
+        problems = problems or out.with_name(f"{out.name.removesuffix('.jsonl')}.left-out.jsonl")
+        check_output(out, command="check", reads=[*reads, problems], overwrite=overwrite)
     if problems is not None:
         check_output(problems, command="check", reads=reads, overwrite=overwrite, option="--problems")
     flaw = None if model is None else _flaw_finder(model)
@@ -96,8 +101,8 @@ def check(
             on_issue=_and_collect(bad, callbacks.on_issue),
         )
         fatal, notes = summary.problems.fatal, len(summary.problems) - summary.problems.fatal
-        if fix is not None:
-            _write_fixed(manifest, fix, problems, split, against or [], bad, summary, callbacks, as_json)
+        if out is not None:
+            _write_fixed(manifest, out, problems, split, against or [], bad, summary, callbacks, as_json)
             return
         leaks = [_compare(manifest, other, split_names(split[0]), summary, callbacks) for other in against or []]
     leaked = any(report["leaked"] for report in leaks)
@@ -110,11 +115,10 @@ def check(
         lines = [f"{manifest}: {verdict}", *counts_in_words(summary), *histogram(summary.words_per_caption)]
         lines += [f"  {report['against']}: {report['in_words']}" for report in leaks]
         print("\n".join(lines))
-    fixed = manifest.with_name(f"{manifest.name.removesuffix('.jsonl')}-clean.jsonl")
     if failed:
         if summary.images and (bad or leaked):
             others = [word for other in against or [] for word in ("--against", str(other))]
-            show_next(["check", manifest, *others, "--fix", fixed], "write a manifest without them")
+            show_next(["check", manifest, *others, "--fix"], "write a manifest without them")
         raise typer.Exit(2)
     show_next(["init", manifest], "configure a run")
 

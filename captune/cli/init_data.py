@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -360,5 +361,6 @@ def _roles(splits: Counter[str]) -> tuple[str, str] | None:
 def _refuse_bad_manifest(path: Path, line: int, message: str) -> None:
     from captune.errors import DataError
 
-    clean = path.with_name(f"{path.name.removesuffix('.jsonl')}-clean.jsonl")
-    raise DataError(f"{path}:{line}: {message} To leave out all bad rows: captune check {path} --fix {clean}")
+    raise DataError(
+        f"{path}:{line}: {message} To leave out all bad rows: {shlex.join(['captune', 'check', str(path), '--fix'])}"
+    )

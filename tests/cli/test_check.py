@@ -159,7 +159,7 @@ def test_a_fixed_manifest_has_no_bad_rows_and_no_leaks(faulty: Path, capsys: pyt
     pytest.importorskip("imagehash", reason="needs the extra 'train'")
     before = faulty.read_bytes()
     clean = faulty.parent / "sub" / "clean.jsonl"
-    assert check(faulty, "--split", "train", "--split", "test", "--fix", clean) == 0
+    assert check(faulty, "--split", "train", "--split", "test", "--fix", "--out", clean) == 0
     printed = capsys.readouterr()
     assert "  images             5   train 2, val 1, test 2\n" in printed.out
     assert f"  left out           7   rows, each of them in {clean.parent / 'clean.left-out.jsonl'}\n" in printed.out
@@ -179,12 +179,12 @@ def test_a_fixed_manifest_has_no_bad_rows_and_no_leaks(faulty: Path, capsys: pyt
     ]
     assert check(clean, "--split", "train", "--split", "test", "--against", clean) == 0
     # The same command replaces its output, another file it does not.
-    assert check(faulty, "--fix", clean, "--json") == 0
+    assert check(faulty, "--fix", "--out", clean, "--json") == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (answer["images"], answer["left_out"], answer["ok"]) == (5, 7, True)
     clean.write_text("mine")
-    assert check(faulty, "--fix", clean) == 2
-    assert check(faulty, "--fix", faulty, "--overwrite") == 2
+    assert check(faulty, "--fix", "--out", clean) == 2
+    assert check(faulty, "--fix", "--out", faulty, "--overwrite") == 2
     assert faulty.read_bytes() == before
 
 
@@ -192,14 +192,14 @@ def test_training_images_of_another_manifest_are_left_out(faulty: Path, capsys: 
     pytest.importorskip("imagehash", reason="needs the extra 'train'")
     other = faulty.parent / "other.jsonl"
     write_manifest(other, [Sample("x", "1.png", ("A dog.",), "test")])
-    assert check(faulty, "--against", other, "--fix", faulty.parent / "c.jsonl") == 0
+    assert check(faulty, "--against", other, "--fix", "--out", faulty.parent / "c.jsonl") == 0
     assert [row.id for row in iter_manifest(faulty.parent / "c.jsonl")] == ["0.png", "2.png", "3.png", "4.png"]
     assert f"has the bytes of 'x' of '{other}', which is evaluated." in capsys.readouterr().out
 
 
 def test_nothing_is_written_if_nothing_is_left(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (manifest.parent / "a.jpg").unlink()
-    assert check(manifest, "--fix", manifest.parent / "c.jsonl") == 2
+    assert check(manifest, "--fix", "--out", manifest.parent / "c.jsonl") == 2
     assert "is left; nothing is written." in capsys.readouterr().err
     assert not (manifest.parent / "c.jsonl").exists()
 
@@ -208,10 +208,21 @@ def test_the_command_that_repairs_follows_a_failure(manifest: Path, capsys: pyte
     with manifest.open("a") as stream:
         stream.write("rubbish\n")
     assert check(manifest) == 2
+    command = f"captune check {manifest} --fix"
+    assert capsys.readouterr().err == f"Next, to write a manifest without them: {command}\n"
+    # The command as it is printed, with the option before or after the manifest.
+    assert check(*command.split()[2:]) == 0
     fixed = manifest.parent / "m-clean.jsonl"
-    assert capsys.readouterr().err == (
-        f"Next, to write a manifest without them: captune check {manifest} --fix {fixed}\n"
-    )
+    assert [row.id for row in iter_manifest(fixed)] == ["a"]
+    fixed.unlink()
+    assert check("--fix", manifest) == 0
+    assert [row.id for row in iter_manifest(fixed)] == ["a"]
+
+
+def test_the_output_without_the_option_is_refused(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(manifest, "--out", "clean.jsonl") == 2
+    assert "--out is the file that --fix writes; add --fix" in capsys.readouterr().err
+    assert list(manifest.parent.glob("*clean*")) == []
 
 
 @pytest.mark.parametrize(
