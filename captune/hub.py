@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from captune.common import did_you_mean
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.parsing import load_json
@@ -28,6 +29,7 @@ __all__ = [
     "ResolvedModel",
     "detect_offline",
     "is_hub_id",
+    "is_on_hub",
     "locate_base",
     "locate_checkpoint",
     "locate_model",
@@ -41,6 +43,7 @@ __all__ = [
 TOY = {"toy": "pretrained", "toy-vlm": "pretrained_vlm"}
 """Models that come with captune: names, and folders in `captune/toy`."""
 ModelKind = Literal["model", "checkpoint", "adapter", "hub", "parts"]
+_ANSWER_TIMEOUT = 5.0  # seconds for an answer of the hub
 _CONNECT_TIMEOUT = 1.0
 """Seconds for a connection to the hub; without one the library would retry for a minute."""
 
@@ -108,9 +111,12 @@ def locate_model(name: str) -> str:
         refuse_pointers(folder)
         return str(folder)
     if folder.exists() or not is_hub_id(name):
+        siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        hint = did_you_mean(str(folder), siblings)
+        give = f"{hint} Give" if hint else "give"
         raise WeightsError(
-            f"There is no model folder {name}; give the folder of a captune model (`captune convert` makes one of the "
-            "original files), a hub id, 'toy' or 'toy-vlm'."
+            f"There is no model folder {name}; {give} the folder of a captune model (`captune convert` "
+            "makes one of the original files), a hub id, 'toy' or 'toy-vlm'."
         )
     detect_offline()
     return name
@@ -271,6 +277,32 @@ def require_available(name: str) -> None:
             f"{name} cannot be read: there is no such folder here, and no connection to the Hugging Face hub, whose "
             "cache here does not hold it either; give the folder of a model, or download it first."
         )
+
+
+def is_on_hub(name: str) -> bool | None:
+    """Whether a hub id is a model in the cache or on the hub.
+
+    Returns:
+        False if the hub has no public model of that name; None if the hub cannot be asked.
+    """
+    from huggingface_hub import constants
+
+    if Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").is_dir():
+        return True
+    if detect_offline():
+        return None
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=_ANSWER_TIMEOUT)
+    except GatedRepoError:
+        return True
+    except (RepositoryNotFoundError, HFValidationError):
+        return False
+    except Exception:  # of several HTTP libraries, by the release of the hub's
+        return None
+    return True
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from captune.api.progress import show_progress
 from captune.api.results import EvaluationResult, TuningResult
 from captune.common import quiet_libraries
 from captune.config import RunConfig, load_config, load_stored_config, parse_config, scale_schedule
-from captune.data import Sample, scan_manifest
+from captune.data import Sample, data_name, scan_manifest
 from captune.errors import ConfigError
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
@@ -141,7 +141,7 @@ def evaluate(
     if _is_run(models):
         if instruction is not None:
             raise ConfigError("instruction is for models without a run; a run has model.instruction.")
-        overrides += _overrides(settings={} if data is None else {"data.evaluate": data})
+        overrides += _overrides(settings={} if data is None else {"data.evaluate": data, "data.name": None})
         return _evaluate_run(models, overrides, checkpoints, captioners, output, progress)
     if checkpoints is not None:
         raise ConfigError("checkpoints are those of a run; name models without a run in the list of models.")
@@ -187,7 +187,8 @@ def _evaluate_models(
     if data is None:
         raise ConfigError(f"{names[0]} is a model without a run; give the images to evaluate it on as data=MANIFEST.")
     folder = Path(tempfile.gettempdir()) / "captune-evaluation" if output is None else Path(output)
-    content = {"output": str(folder), "model": {"path": names[0]}, "data": {"train": str(data), "evaluate": str(data)}}
+    images = {"train": str(data), "evaluate": str(data), "name": data_name(data)}
+    content = {"output": str(folder), "model": {"path": names[0]}, "data": images}
     run = parse_config(content, overrides)
     require_extra("captune.evaluate", "train")
     check_run(run, trains=False)

@@ -128,7 +128,7 @@ def evaluate(
         return
     if sources:
         path, split = _manifest_and_split(sources[0], split)
-        settings.append(f"data.evaluate={path}")
+        settings += [f"data.evaluate={path}", "data.name=null"]  # the name is that of the run's own data
     settings += [f"data.evaluate_split={split}"] if split is not None else []
     run_evaluation(config, settings, checkpoint, out, captioner, base=base, as_json=as_json)
 
@@ -328,6 +328,7 @@ def run_models(request: ModelsRequest, *, as_json: bool = False) -> None:
     """
     from captune.cli.progress import show_progress, working
     from captune.config import parse_config
+    from captune.data import data_name
     from captune.preflight import check_named_model, check_run, extra_imports, require_extra
 
     if request.data is None or request.out is None:
@@ -336,7 +337,8 @@ def run_models(request: ModelsRequest, *, as_json: bool = False) -> None:
             "folder for captions, scores and table as --out FOLDER."
         )
     manifest, split = request.data
-    data = {"train": manifest, "evaluate": manifest, **({} if split is None else {"evaluate_split": split})}
+    data = {"train": manifest, "evaluate": manifest, "name": data_name(manifest)}
+    data |= {} if split is None else {"evaluate_split": split}
     content = {"output": str(request.out), "model": {"path": request.models[0]}, "data": data}
     config = parse_config(content, request.settings)
     require_extra("captune evaluate", "train")

@@ -90,6 +90,8 @@ class DataConfig(_Section):
     """Manifest that holds the evaluation images; null is the training manifest."""
     evaluate_split: str = "test"
     """Split to evaluate on."""
+    name: str | None = Field(None, pattern=r"^[^/\\\x00-\x1f]+$", max_length=100)
+    """Name of the evaluated data in tables, pages and signatures; null is that of the manifest's folder."""
     train_images: int | None = Field(None, gt=0)
     """Train on the first N images only; null is all."""
     evaluate_images: int | None = Field(None, gt=1)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from captune.data.locks import folder_in_use, folder_lock, is_lock_file, last_writer
     from captune.data.manifest import (
         Sample,
+        data_name,
         iter_manifest,
         manifest_hash,
         read_manifest,
@@ -130,6 +131,7 @@ __all__ = [
     "checked_lines",
     "column_type",
     "content_ids",
+    "data_name",
     "delimited_rows",
     "folder_in_use",
     "folder_lock",
@@ -240,6 +242,7 @@ __getattr__ = lazy_names(
         "locks": ["folder_in_use", "folder_lock", "is_lock_file", "last_writer"],
         "manifest": [
             "Sample",
+            "data_name",
             "iter_manifest",
             "manifest_hash",
             "read_manifest",

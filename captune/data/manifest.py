@@ -35,6 +35,7 @@ from captune.errors import DataError
 __all__ = [
     "Sample",
     "check_image_name",
+    "data_name",
     "invalid_text_reason",
     "iter_manifest",
     "manifest_hash",
@@ -52,6 +53,35 @@ _DRIVE = re.compile("[A-Za-z]:")
 _UNDECODED = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, as Python's surrogateescape keeps it
 _MACHINE_FAULTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+_GENERIC_NAMES = frozenset(
+    {
+        "annotation",
+        "annotations",
+        "caption",
+        "captions",
+        "data",
+        "dataset",
+        "image",
+        "images",
+        "index",
+        "labels",
+        "list",
+    }
+    | {"m", "manifest", "metadata", "test", "train", "val", "validation"}
+)
+_ENDING_OF_OUTPUT = re.compile("-(split|clean|manifest)$")
+
+
+def data_name(path: str | os.PathLike[str]) -> str:
+    """A name for the data of a folder or file, such as `photos` for photos.jsonl and photos/manifest.jsonl.
+
+    Args:
+        path: a folder, a manifest or a table; one with a generic name, such as captions.csv, is named after its folder.
+    """
+    real = Path(os.path.abspath(path))
+    stem = real.name if real.is_dir() else _ENDING_OF_OUTPUT.sub("", real.name.split(".")[0])
+    name = real.parent.name if not real.is_dir() and stem.lower() in {"", *_GENERIC_NAMES} else stem
+    return re.sub(r"[/\\\x00-\x1f]", "_", name)[:100] or "data"
 
 
 @dataclass(frozen=True, slots=True)

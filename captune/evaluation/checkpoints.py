@@ -68,7 +68,7 @@ def evaluation_folder(config: RunConfig, original: RunConfig, checkpoints: Seque
     if _is_equivalent(config, original) and (not _has_run_config(output) or is_own_evaluation(config, output, folders)):
         return output
     manifest = config.evaluation_manifest
-    name = f"{manifest.parent.name or manifest.stem}-{config.data.evaluate_split}"
+    name = f"{config.data.name or manifest.parent.name or manifest.stem}-{config.data.evaluate_split}"
     content = [_decisive(config), sorted(folder.name for folder in folders)]
     key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return output / EVALUATIONS_FOLDER / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name).lstrip('.')}-{key}"
@@ -138,6 +138,8 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
     for section, names in _WITHOUT_EFFECT.items():
         for name in names:
             settings[section].pop(name, None)
+    if settings["data"]["name"] is None:  # as in the records of versions without this key
+        del settings["data"]["name"]
     for section, name in (("data", "train"), ("data", "evaluate"), ("model", "path")):
         # The same file, from whatever directory.
         value = settings[section].get(name)

@@ -332,7 +332,7 @@ def evaluation_set(
         raise DataError(f"{manifest}: image '{empty[0]}' ({len(empty)} in all) has no captions to score against.")
     if len(images) < 2:
         raise DataError(f"{manifest}: split '{split}' has {len(images)} image to evaluate; CIDEr needs at least two.")
-    name = manifest.resolve().parent.name or manifest.stem
+    name = config.data.name or manifest.resolve().parent.name or manifest.stem
     leak = protocol.leak or (_leak(config, manifest, images, listener, ancestors) if guard else None)
     return EvaluationSet(name, split, protocol.signature, manifest, tuple(images), references, leak, protocol)
 

@@ -103,7 +103,7 @@ def evaluation_sets(
         evaluated = named_split or _split(path, default, config.data.train_splits, required=split is not None)
         if evaluated == sets[0].split and path.exists() and path.samefile(sets[0].manifest):
             continue  # the in-domain images, named among the others
-        section = config.data.model_copy(update={"evaluate": path, "evaluate_split": evaluated})
+        section = config.data.model_copy(update={"evaluate": path, "evaluate_split": evaluated, "name": None})
         sets.append(evaluation_set(config.model_copy(update={"data": section}), listener, ancestors=ancestors))
     return _named(sets)
 

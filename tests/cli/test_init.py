@@ -14,7 +14,8 @@ import yaml
 from PIL import Image, ImageDraw, ImageOps
 from programs import Finished, run_in_terminal, run_program
 
-from captune.cli.init import Machine
+from captune import hub
+from captune.cli.init_model import Machine
 from captune.config import load_config, read_templates, scale_schedule
 from captune.data import iter_manifest
 
@@ -79,6 +80,7 @@ def test_a_folder_with_a_table(photos: Path, tmp_path: Path) -> None:
     assert done.err.endswith("Next: captune train photos.yaml\n")
     config = load_config(tmp_path / "photos.yaml")
     assert (config.model.path, str(config.data.train), str(config.output)) == ("toy-vlm", "photos.jsonl", "runs/photos")
+    assert config.data.name == "photos"
     # An epoch of ten captions has several steps, and the warm-up ends.
     assert (config.train.batch_size, config.train.warmup_steps) == (4, 1)
     assert len(yaml.safe_dump(yaml.safe_load((tmp_path / "photos.yaml").read_text())).splitlines()) <= 15
@@ -378,7 +380,38 @@ def test_a_misspelt_template_and_a_used_output(photos: Path, tmp_path: Path) -> 
     write_table(photos)
     done = init(tmp_path, "photos", "--yes", "--model", "qwen3_vl_2")
     assert done.code == 2
-    assert "did you mean 'qwen3_vl_2b'?" in done.err
+    assert "There is no template and no folder qwen3_vl_2; did you mean 'qwen3_vl_2b'?" in done.err
+    (tmp_path / "models" / "blip").mkdir(parents=True)
+    unverified = "This is not verified, since the hub cannot be reached and the model is not in the cache"
+    for name, code, sentence in (
+        ("florence2", 2, "There is no template and no folder florence2; captune init --list shows the templates."),
+        ("./models/blp", 2, "There is no model folder ./models/blp; did you mean 'models/blip'?"),
+        ("models/blp", 0, f"{unverified}; did you mean 'models/blip'?\n"),
+        ("Qwen/Qwen3-VL-2B-Instrct", 0, f"{unverified}; did you mean 'Qwen/Qwen3-VL-2B-Instruct'?\n"),
+        ("someone/else", 0, f"{unverified}.\n"),
+        ("qwen/qwen3-vl-2b-instruct", 0, "License of Qwen/Qwen3-VL-2B-Instruct: Apache-2.0.\n"),
+    ):
+        done = init(tmp_path, "photos", "--yes", "--out", "x", "--model", name, HF_HUB_OFFLINE="1", HF_HOME=tmp_path)
+        assert done.code == code, name
+        assert sentence in done.err
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     assert init(tmp_path, "photos", "--yes").code == 0
     assert "output: runs/photos-2" in (tmp_path / "photos.yaml").read_text()
+
+
+@pytest.mark.parametrize(("error", "there"), [(None, True), ("RepositoryNotFoundError", False), ("OSError", None)])
+def test_a_model_is_looked_up_on_the_hub(
+    error: str | None, there: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def model_info(self: object, name: str, timeout: float) -> None:
+        if error == "OSError":
+            raise OSError
+        if error is not None:
+            raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)  # made of a response otherwise
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(hub, "detect_offline", lambda: False)
+    assert hub.is_on_hub("someone/else") is there

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from captune.data.manifest import (
     Sample,
+    data_name,
     iter_manifest,
     manifest_hash,
     read_manifest,
@@ -217,3 +218,23 @@ def test_names_that_leave_the_folder_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a.jpg", "train/a.jpg", "..a.jpg", "a..b/c.jpg", "./a.jpg", "ä 1.jpg", "C.jpg"])
 def test_names_inside_the_folder_are_joined(name: str) -> None:
     assert safe_join("images", name) == Path("images") / name
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("photos", "photos"),
+        ("photos.jsonl", "photos"),
+        ("photos-split.jsonl", "photos"),
+        ("photos/manifest.jsonl", "photos"),
+        ("photos/captions.csv", "photos"),
+        ("photos/My holiday.csv.gz", "My holiday"),
+    ],
+)
+def test_data_are_named_after_a_file_or_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert data_name(path) == name
+    assert data_name(tmp_path / path) == name

@@ -12,6 +12,7 @@ from captune.errors import ConfigError, DataError
 from captune.evaluation import (
     Evaluation,
     cut_reply,
+    evaluation_folder,
     evaluation_set,
     load_protocol,
     shipped_protocols,
@@ -37,6 +38,20 @@ def test_karpathy_keeps_held_out_images_and_separate_captions(manifest: Path) ->
     assert (eval_set.name, eval_set.split, eval_set.leak, len(eval_set.images)) == ("photos", "test", None, 20)
     assert eval_set.references["060"] == ["A dog at 7.60 p.m.", "It runs ."]
     assert eval_set.reply("a ### Assistant: b") == "a ### Assistant: b"
+
+
+def test_the_configured_name_of_the_data_decides(manifest: Path) -> None:
+    unnamed = parse_config({}, [f"data.train={manifest}"])
+    config = parse_config({}, [f"data.train={manifest}", "data.name=Summer 2026"])
+    assert evaluation_set(config).name == "Summer 2026"
+    # Rows under two names are not of one table.
+    assert evaluation_folder(config, unnamed, ["a"]).name.startswith("Summer_2026-test-")
+    # Without a name the folder is that of versions that had no such key.
+    data = ["data.train=nowhere/m.jsonl"]
+    folder = evaluation_folder(parse_config({}, [*data, "data.evaluate_split=val"]), parse_config({}, data), ["a"])
+    assert folder.name == "nowhere-val-4fb8c602"
+    with pytest.raises(ConfigError, match=r"data\.name"):
+        parse_config({}, ["data.name=a/b"])
 
 
 def test_slides_takes_training_images_and_says_leak(manifest: Path) -> None:
