@@ -163,7 +163,7 @@ def test_rows_of_chair_have_the_hallucinated_words(manifest: Path, tmp_path: Pat
     write_manifest(manifest, [Sample(i, f"{i}.jpg", ("A dog .", "A hot dog ."), split) for i, split in splits.items()])
     (tmp_path / "own.yaml").write_text("name: objects\nsplit: test\nmetrics: [cider, chair]\n", encoding="utf-8")
     config = parse_config({}, [f"data.train={manifest}", f"evaluate.protocol={tmp_path / 'own.yaml'}"])
-    row = Evaluation(config, evaluation_set(config))._append(None, {"a": "a dog", "b": "a dog, a car"}, None, {})
+    row = Evaluation(config, evaluation_set(config))._append(None, {"a": "a dog", "b": "a dog, a car"}, None, {}, {})
     assert row.corpus["CHAIR-i"] == 1 / 3
     assert row.hallucinations == {"b": (("car", 9, 12),)}
 
@@ -181,7 +181,7 @@ def test_a_protocol_sets_the_vocabulary_of_chair(manifest: Path, tmp_path: Path)
     path.write_text(f"{text}chair: {{vocabulary: street.yaml, objects: objects.json, truncate: sentences=1}}\n")
     config = parse_config({}, [f"data.train={manifest}", f"evaluate.protocol={path}"])
     captions = {"a": "An automobile . A car .", "b": "A car . A bus ."}
-    row = Evaluation(config, evaluation_set(config))._append(None, captions, None, {})
+    row = Evaluation(config, evaluation_set(config))._append(None, captions, None, {}, {})
     assert row.hallucinations == {"a": (("car", 3, 13),)}
     assert "chair:voc=street-" in row.signature
     assert "truth=both-" in row.signature
