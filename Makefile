@@ -78,7 +78,7 @@ $(VENV)/train.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[$(EXTRAS),intl,ja,ko,th,dev,docs]'
+	$(PIP) --editable '.[$(EXTRAS),intl,ja,ko,th,bertscore,dev,docs]'
 	touch $@ $(VENV)/train.stamp
 
 clean:

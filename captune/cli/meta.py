@@ -14,7 +14,7 @@ from captune.cli.output import print_message
 from captune.cli.progress import metric_progress
 from captune.cli.shared_options import with_shared_options
 from captune.errors import InputError, MetricInputError
-from captune.metrics import DEFAULT_CLIP, ScoringOptions
+from captune.metrics import DEFAULT_BERT, DEFAULT_CLIP, ScoringOptions
 
 if TYPE_CHECKING:
     from captune.agreement import Agreement, Judgements
@@ -55,6 +55,11 @@ class _Scoring:
     clip: Annotated[str, typer.Option(help="CLIP model of CLIPScore: a folder or a Hugging Face id.")] = DEFAULT_CLIP
     pac: Annotated[
         Path | None, typer.Option(help="Folder of the CLIP model with the weights of PAC-S.", show_default=False)
+    ] = None
+    bertscore: Annotated[str, typer.Option(help="Model of BERTScore: a folder or a Hugging Face id.")] = DEFAULT_BERT
+    bertscore_layer: Annotated[
+        int | None,
+        typer.Option(min=0, help="Layer whose hidden states are compared.", show_default="the published table's"),
     ] = None
     tokenize: Annotated[
         scoring.TokenizerName,
@@ -135,7 +140,14 @@ def meta(
     if reports := [name for name in names if name in scoring.REPORTED]:
         raise MetricInputError(f"{reports[0]} has no score of a caption; leave it out of --metrics.")
     options = ScoringOptions(
-        metrics=names, tokenize=scored.tokenize, clip=scored.clip, pac=scored.pac, jobs=scored.jobs, java=scored.java
+        metrics=names,
+        tokenize=scored.tokenize,
+        clip=scored.clip,
+        pac=scored.pac,
+        bertscore=scored.bertscore,
+        bertscore_layer=scored.bertscore_layer,
+        jobs=scored.jobs,
+        java=scored.java,
     )
     run = scoring.ScoringRun(names, options, images=scored.images)
     if out is not None:

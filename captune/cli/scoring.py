@@ -13,6 +13,7 @@ from captune.cli.output import print_message
 from captune.errors import MetricInputError
 from captune.metrics import (
     BUILT_IN,
+    DEFAULT_BERT,
     DEFAULT_CLIP,
     DEFAULT_METRICS,
     METRICS,
@@ -97,6 +98,7 @@ class SharedOptions:
             "spice_models",
             "spice_cache",
         ),
+        "BERTScore": ("bertscore", "bertscore_layer", "bertscore_idf", "bertscore_rescale"),
         "Hallucination (chair)": ("vocabulary", "objects", "truth", "truncate"),
         "Signature": ("data", "prompt", "decoding", "protocol"),
     }
@@ -182,6 +184,18 @@ class SharedOptions:
         typer.Option(help="Folder where SPICE caches parsed captions.", show_default=False),
     ] = None
 
+    bertscore: Annotated[str, typer.Option(help="Model of BERTScore: a folder or a Hugging Face id.")] = DEFAULT_BERT
+    bertscore_layer: Annotated[
+        int | None,
+        typer.Option(min=0, help="Layer whose hidden states are compared.", show_default="the published table's"),
+    ] = None
+    bertscore_idf: Annotated[
+        bool, typer.Option("--bertscore-idf", help="Weight tokens by their rarity in the references.")
+    ] = False
+    bertscore_rescale: Annotated[
+        str | None,
+        typer.Option(metavar="LANGUAGE", help="Rescale by the published baseline: en, zh, ...", show_default=False),
+    ] = None
     vocabulary: Annotated[
         Path | None,
         typer.Option(
@@ -246,7 +260,14 @@ def metric_names(text: str) -> tuple[str, ...]:
     Raises:
         MetricInputError: a name is unknown, or there is none.
     """
-    aliases = {"rouge": "rouge-l", "rougel": "rouge-l", "rouge_l": "rouge-l", "clip": "clipscore", "pacs": "pac-s"}
+    aliases = {
+        "rouge": "rouge-l",
+        "rougel": "rouge-l",
+        "rouge_l": "rouge-l",
+        "clip": "clipscore",
+        "pacs": "pac-s",
+        "bert-score": "bertscore",
+    }
     lower = (name.strip().lower() for name in text.split(",") if name.strip())
     names = tuple(dict.fromkeys(aliases.get(name, name) for name in lower))
     check_metrics(names, REPORTED)

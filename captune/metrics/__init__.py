@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from captune.metrics.metric import Column, MeanOfImages, Metric
     from captune.metrics.object_vocabulary import Mention, ObjectVocabulary, coco_vocabulary
-    from captune.metrics.options import DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
+    from captune.metrics.options import DEFAULT_BERT, DEFAULT_CLIP, DEFAULT_METRICS, ScoringOptions
     from captune.metrics.pooled_seeds import PooledScore, compare_pooled, pool_seeds
     from captune.metrics.references import PredictionBatch, ReferenceIndex
     from captune.metrics.registry import BUILT_IN, METRICS, check_metrics, find_column, iter_columns
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILT_IN",
+    "DEFAULT_BERT",
     "DEFAULT_CLIP",
     "DEFAULT_METRICS",
     "FAILURES",
@@ -153,7 +154,7 @@ __getattr__ = lazy_names(
         "metric": ["Column", "MeanOfImages", "Metric"],
         "chair": ["find_hallucinations", "leave_one_out", "truncate_caption"],
         "object_vocabulary": ["Mention", "ObjectVocabulary", "coco_vocabulary"],
-        "options": ["DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
+        "options": ["DEFAULT_BERT", "DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"],
         "references": ["PredictionBatch", "ReferenceIndex"],
         "registry": ["BUILT_IN", "METRICS", "check_metrics", "find_column", "iter_columns"],
         "scorer": ["Scorer", "defined_metrics", "score_captions", "scoring_warnings"],

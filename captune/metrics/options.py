@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from captune.metrics.document_frequencies import DocumentFrequencies
     from captune.metrics.object_vocabulary import ObjectVocabulary
 
-__all__ = ["COMPATIBILITIES", "DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"]
+__all__ = ["COMPATIBILITIES", "DEFAULT_BERT", "DEFAULT_CLIP", "DEFAULT_METRICS", "ScoringOptions"]
 
 DEFAULT_METRICS = ("bleu", "cider", "rouge-l")
 DEFAULT_CLIP = "openai/clip-vit-base-patch32"
+DEFAULT_BERT = "roberta-large"
 COMPATIBILITIES = ("caption", "coco-caption")
 
 
@@ -47,6 +48,10 @@ class ScoringOptions:
         spice_models: folder of SPICE's two CoreNLP jars.
         clip: CLIP model of CLIPScore: a folder or a Hugging Face id.
         pac: folder of the CLIP model with the weights of PAC-S.
+        bertscore: model of BERTScore: a folder or a Hugging Face id.
+        bertscore_layer: whose hidden states are compared; by default that of the published table.
+        bertscore_idf: weight tokens by their inverse document frequency in the references.
+        bertscore_rescale: language of the published baseline to rescale by, such as "en".
         vocabulary: of chair: an `ObjectVocabulary` or a YAML file of one; by default COCO's 80 classes.
         objects: for chair, the objects of the images: a file of COCO's instances or of {image: [names]}, or such a
             dictionary.
@@ -78,6 +83,10 @@ class ScoringOptions:
     spice_models: str | Path | None = None
     clip: str = DEFAULT_CLIP
     pac: str | Path | None = None
+    bertscore: str = DEFAULT_BERT
+    bertscore_layer: int | None = None
+    bertscore_idf: bool = False
+    bertscore_rescale: str | None = None
     vocabulary: ObjectVocabulary | str | Path | None = None
     objects: Mapping[Any, Sequence[str]] | str | Path | None = None
     truth: str | None = None

@@ -37,6 +37,7 @@ BUILT_IN = {
     "meteor": "captune.metrics.external.meteor:Meteor",
     "spice": "captune.metrics.external.spice:Spice",
     "spider": "captune.metrics.external.spider:Spider",
+    "bertscore": "captune.metrics.external.bertscore:BertScore",
     "chair": "captune.metrics.chair:Chair",
     "clipscore": "captune.metrics.external.clipscore:ClipScore",
     "clipscore-sentences": "captune.metrics.external.clipscore_sentences:ClipScoreSentences",

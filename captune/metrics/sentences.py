@@ -147,7 +147,7 @@ def sentence_prefix(text: str, words: int) -> str:
 
 
 _AFFECTED = {"cider": "CIDEr", "cider-d": "CIDEr-D", "spider": "SPIDEr", "bleu": "BLEU", "rouge-l": "ROUGE-L"}
-_ALTERNATIVES = ("cider-r", "clipscore-sent")
+_ALTERNATIVES = ("cider-r", "bertscore", "clipscore-sent")
 
 
 def paragraph_warning(references: Mapping[str, Sequence[str]], metrics: Iterable[str]) -> str:
@@ -181,9 +181,13 @@ def paragraph_warning(references: Mapping[str, Sequence[str]], metrics: Iterable
         penalty = " (a difference of 20 words leaves 0.4 % of CIDEr)"
     others = [name for name in _ALTERNATIVES if not any(other.startswith(name) for other in names)]
     others = [name.replace("clipscore-sent", "clipscore-sentences") for name in others]
-    advice = f"; report {' or '.join(others)} as well" if others else ""
+    advice = f"; report {_either(others)} as well" if others else ""
     return (
         f"{named} {'were' if several else 'was'} made for captions of one sentence, and these references are "
         f"paragraphs ({words:.0f} words in {sentences:.0f} sentences, medians), for which "
         f"{'they agree' if several else 'it agrees'} less with people{penalty}{advice}."
     )
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

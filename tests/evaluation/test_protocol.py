@@ -227,7 +227,7 @@ def test_paragraphs_are_announced_once(manifest: Path, tmp_path: Path, caplog: p
     config = parse_config({}, [f"data.train={manifest}"])
     Evaluation(config, evaluation_set(config))
     (message,) = (record.getMessage() for record in caplog.records if "one sentence" in record.getMessage())
-    assert "report cider-r or clipscore-sentences as well" in message
+    assert "report cider-r, bertscore or clipscore-sentences as well" in message
 
 
 def test_a_copy_under_a_shipped_name_is_distinguished(tmp_path: Path) -> None:

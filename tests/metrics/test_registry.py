@@ -139,7 +139,7 @@ print(column("Words").direction, column("Words").top, list(scores.corpus))
         ("missing", "cannot be imported: No module named 'word_metrics_missing'"),
         (
             "letters",
-            "choose out of bleu, cider, cider-d, cider-r, rouge-l, meteor, spice, spider, chair, clipscore, "
+            "choose out of bleu, cider, cider-d, cider-r, rouge-l, meteor, spice, spider, bertscore, chair, clipscore, "
             "clipscore-sentences, pac-s, words, ",
         ),
     ],

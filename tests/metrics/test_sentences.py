@@ -94,10 +94,10 @@ def test_paragraphs_warn_and_ordinary_captions_do_not() -> None:
     assert warning == (
         "CIDEr and BLEU were made for captions of one sentence, and these references are paragraphs (56 words in 4 "
         "sentences, medians), for which they agree less with people (a difference of 20 words leaves 0.4 % of CIDEr); "
-        "report cider-r or clipscore-sentences as well."
+        "report cider-r, bertscore or clipscore-sentences as well."
     )
     assert paragraph_warning(paragraphs, ["BLEU-1", "BLEU-4", "CIDEr", "CIDEr-R"]).endswith(
-        "report clipscore-sentences as well."
+        "report bertscore or clipscore-sentences as well."
     )
     assert "0.4 %" not in paragraph_warning(paragraphs, ("bleu",))
     assert paragraph_warning(paragraphs, ("cider-r", "chair", "clipscore")) == ""
