@@ -20,6 +20,7 @@ from captune.data import (
     name_as_text,
     raise_unreadable_folder,
     resolve_image,
+    searched_folders,
 )
 from captune.errors import DataError
 
@@ -169,7 +170,7 @@ def _is_image(path: Path) -> bool:
 def _below(folder: Path, skipped: SkippedFiles) -> Iterator[str]:
     """Relative paths, with `/`, of what can be captioned; links to folders are not followed, so no loop arises."""
     for parent, folders, names in os.walk(folder, onerror=raise_unreadable_folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = searched_folders(parent, folders)
         archives = {name for name in names if name.lower().endswith((*_TARS, ".parquet"))}
         skipped.add_folder(name for name in names if name not in archives)
         for name in names:

@@ -10,7 +10,7 @@ import typer
 
 from captune.cli.next_command import show_next
 from captune.cli.output import print_message, print_summary
-from captune.errors import InputError
+from captune.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from captune.apps.review import CaptionTexts
@@ -69,8 +69,7 @@ def review(
             run_server(review_application(captions, title, hosts=hosts, site=url, key=key), listener)
         except KeyboardInterrupt:
             print_message("Stopped; every change is saved.")
-    if source.is_dir():
-        show_next(["init", source], "tune a model on these captions")
+    show_next(["init", source], "tune a model on these captions")
 
 
 def _captions(source: Path) -> CaptionTexts:
@@ -81,13 +80,23 @@ def _captions(source: Path) -> CaptionTexts:
         DataError: the file is broken, or the folder has no images.
     """
     from captune.apps.review import FileTexts, SidecarTexts
+    from captune.preflight import preparing_command
 
+    if source.is_file() and (command := preparing_command(source)) is not None:
+        if source.suffix.lower() not in (".jsonl", ".csv"):
+            raise InputError(f"'{source}' is a table; make a manifest of it, and review that: {command}")
+        try:
+            return FileTexts(source)
+        except DataError as error:
+            raise DataError(f"{error} To review another table, make a manifest of it: {command}") from error
     if source.suffix.lower() in (".jsonl", ".csv") and source.is_file():
         return FileTexts(source)
     if not source.is_dir():
         problem = "is no folder and no .jsonl or .csv file" if source.exists() else "does not exist"
         raise InputError(f"'{source}' {problem}; give a folder of images, or captions in a .jsonl or .csv file.")
+    _refuse_outputs(source)
     from captune.bulk import read_inputs, shared_texts
+    from captune.data import text_path
 
     images = read_inputs([str(source)])
     if sentence := images.skipped.sentence():
@@ -98,4 +107,51 @@ def _captions(source: Path) -> CaptionTexts:
         raise InputError(f"'{source}' has no image files outside of archives; unpack them to review their captions.")
     for text, several in shared_texts(images.paths.values()).items():
         print_message(f"{len(several)} images share the text '{text}', such as '{several[1]}'.")
+    if not any(text_path(path).exists() for path in images.paths.values()):
+        _point_out_table(source)
     return SidecarTexts(images.paths)
+
+
+def _refuse_outputs(folder: Path) -> None:
+    """Refuse the folder of a run or an evaluation, whose images are small copies and whose captions are results.
+
+    Raises:
+        InputError: names what can be reviewed.
+    """
+    import shlex
+
+    from captune.data import is_evaluation_folder
+    from captune.run_checkpoints import is_run
+
+    if is_run(folder):
+        command = shlex.join(["captune", "caption", str(folder), "FOLDER", "--txt"])
+        raise InputError(
+            f"'{folder}' is a run, whose captions are results and not edited; its page shows them. To review captions "
+            f"of a folder of images, write them first: {command}"
+        )
+    if is_evaluation_folder(folder) or (folder.name == "thumbnails" and is_evaluation_folder(folder.parent)):
+        raise InputError(
+            f"'{folder}' is an output of captune with small copies of the images; give the folder of the images, or a "
+            "manifest."
+        )
+
+
+def _point_out_table(folder: Path) -> None:
+    """Say which captions are not shown, since they are in a table."""
+    import shlex
+
+    from captune.data import data_name
+    from captune.data.importers import discover
+
+    try:
+        tables = [source.path for source in discover(folder).sources if source.kind != "folder"]
+    except DataError:
+        return
+    if tables:
+        commands = [
+            shlex.join(["captune", *words])
+            for words in (["init", str(folder)], ["review", f"{data_name(folder)}.jsonl"])
+        ]
+        print_message(
+            f"The captions in {tables[0]} are not shown here. To review them in a manifest: {', then '.join(commands)}"
+        )

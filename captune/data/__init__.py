@@ -28,9 +28,11 @@ if TYPE_CHECKING:
         ImageFolder,
         SkippedFiles,
         is_companion,
+        is_evaluation_folder,
         is_unicode,
         name_as_text,
         raise_unreadable_folder,
+        searched_folders,
     )
     from captune.data.image_formats import HEIF_SUFFIXES, MAX_PIXELS, is_image_name, too_many_scans
     from captune.data.images import (
@@ -142,6 +144,7 @@ __all__ = [
     "id_text",
     "image_size",
     "is_companion",
+    "is_evaluation_folder",
     "is_image_name",
     "is_inside",
     "is_lock_file",
@@ -177,6 +180,7 @@ __all__ = [
     "rewrite_manifest",
     "safe_cell",
     "scan_manifest",
+    "searched_folders",
     "split_manifest",
     "split_of_name",
     "temporary_folder",
@@ -219,9 +223,11 @@ __getattr__ = lazy_names(
             "ImageFolder",
             "SkippedFiles",
             "is_companion",
+            "is_evaluation_folder",
             "is_unicode",
             "name_as_text",
             "raise_unreadable_folder",
+            "searched_folders",
         ],
         "images": [
             "CLIP_MEAN",

@@ -35,15 +35,18 @@ __all__ = [
     "SkippedFiles",
     "file_name",
     "is_companion",
+    "is_evaluation_folder",
     "is_unicode",
     "name_as_text",
     "raise_unreadable_folder",
+    "searched_folders",
     "text_as_name",
     "without_windows",
     "written_alike",
 ]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_THUMBNAILS = ("thumbnails", "images.json")  # as captune.report.thumbnails writes them
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 
 
@@ -197,7 +200,7 @@ class ImageFolder:
         """Relative paths of all images, the nearest first."""
         paths = []
         for parent, folders, names in os.walk(self.folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            folders[:] = searched_folders(parent, folders)
             relative = Path(parent).relative_to(self.folder)
             paths += [(relative / name).as_posix() for name in names if is_image_name(name)]
         return sorted(paths, key=lambda path: (path.count("/"), path))
@@ -278,6 +281,23 @@ class SkippedFiles:
 def is_companion(name: str) -> bool:
     """Whether a file is kept with an image by its ending: a caption, an annotation, an embedding."""
     return posixpath.splitext(name.lower())[1] in _COMPANIONS
+
+
+def is_evaluation_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is the output of a run or an evaluation, whose images are copies of evaluated ones."""
+    return os.path.isfile(os.path.join(folder, *_THUMBNAILS))
+
+
+def searched_folders(parent: str, folders: Iterable[str]) -> list[str]:
+    """The subfolders that a search for the images of a user enters: no hidden ones and no outputs of captune.
+
+    Args:
+        parent: the folder.
+        folders: names of its subfolders.
+    """
+    return [
+        name for name in folders if not name.startswith(".") and not is_evaluation_folder(os.path.join(parent, name))
+    ]
 
 
 def raise_unreadable_folder(error: OSError) -> None:

@@ -11,7 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from captune.data.image_files import SkippedFiles, file_name, raise_unreadable_folder, without_windows
+from captune.data.image_files import (
+    SkippedFiles,
+    file_name,
+    raise_unreadable_folder,
+    searched_folders,
+    without_windows,
+)
 from captune.data.image_formats import is_image_name
 from captune.data.importers.coco import coco_rows
 from captune.data.importers.folder import FolderSource, text_of
@@ -166,7 +172,7 @@ def _files(root: Path) -> tuple[list[str], set[str], list[str], SkippedFiles]:
     tables: list[str] = []
     skipped = SkippedFiles()
     for parent, folders, names in os.walk(root, onerror=raise_unreadable_folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(searched_folders(parent, folders))
         stems = {os.path.splitext(name)[0] for name in names if is_image_name(name)}
         listed = len(tables)
         for name in sorted(names):

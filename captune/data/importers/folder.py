@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from captune.data.image_files import SkippedFiles, raise_unreadable_folder, written_alike
+from captune.data.image_files import SkippedFiles, is_evaluation_folder, raise_unreadable_folder, written_alike
 from captune.data.image_formats import is_image_name
 from captune.data.issues import Issue
 from captune.data.outputs import RECORDS
@@ -86,7 +86,7 @@ class FolderSource:
         images: list[str] = []
         texts: set[str] = set()
         for parent, folders, names in os.walk(self.folder, onerror=raise_unreadable_folder):
-            folders[:] = [name for name in folders if name != RECORDS]
+            folders[:] = [name for name in folders if name != RECORDS and not is_evaluation_folder(Path(parent, name))]
             self.skipped.add_folder(names)
             for name in names:
                 path = (Path(parent) / name).relative_to(self.folder).as_posix()

@@ -15,6 +15,7 @@ from captune.apps.pages import LANGUAGES
 from captune.apps.review import FileTexts, Review, SidecarTexts, review_application
 from captune.apps.review.review import Replacement, StaleTextError
 from captune.apps.review.server import MAX_BODY, PAGES
+from captune.cli import app, call, run
 from captune.data import CsvWriter, read_history
 from captune.errors import DataError, InputError
 
@@ -273,3 +274,52 @@ def test_every_word_is_there_in_both_languages() -> None:
     assert english.keys() == chinese.keys()
     for key, text in english.items():
         assert text.count("{}") == chinese[key].count("{}"), key
+
+
+def evaluated(folder: Path) -> Path:
+    """A folder as an evaluation writes it, with a thumbnail."""
+    (folder / "thumbnails").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "thumbnails" / "a.jpg")
+    (folder / "thumbnails" / "images.json").write_text("{}")
+    return folder
+
+
+def test_what_is_no_captions_of_a_user_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = evaluated(tmp_path / "evaluation")
+    a_run = evaluated(tmp_path / "run")
+    (a_run / "config.yaml").write_text("# Resolved configuration of a run\n")
+    (a_run / "scores.json").write_text("{}")
+    table = tmp_path / "t.csv"
+    table.write_text("File Name;Text\na.jpg;A dog runs\n", encoding="utf-8-sig")
+    coco = tmp_path / "c.json"
+    coco.write_text('{"annotations": [{"image_id": 1, "caption": "A dog."}]}')
+    for source, sentence in (
+        (a_run, f"'{a_run}' is a run, whose captions are results and not edited"),
+        (page, f"'{page}' is an output of captune with small copies of the images"),
+        (page / "thumbnails", f"'{page / 'thumbnails'}' is an output of captune"),
+        (table, f"To review another table, make a manifest of it: captune init {table}\n"),
+        (coco, f"'{coco}' is a table; make a manifest of it, and review that: captune prepare coco {coco}"),
+        (tmp_path / "none", "does not exist; give a folder of images"),
+    ):
+        assert run(lambda source=source: call(app, ["review", str(source)])) == 2  # type: ignore[misc]
+        assert sentence in capsys.readouterr().err
+
+
+def test_captions_in_a_table_are_pointed_out(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("captune.apps.run_server", lambda *_: None)
+    evaluated(photos / "runs" / "first")  # is not entered
+    command = ["review", str(photos), "--port", "0"]
+    assert run(lambda: call(app, command)) == 0
+    printed = capsys.readouterr().err
+    assert f"4 captions of {photos}" in printed
+    assert "are not shown here" not in printed
+    for text in photos.glob("**/*.txt"):
+        text.unlink()
+    (photos / "list.csv").write_text("image,caption\na.jpg,A dog runs\n")
+    assert run(lambda: call(app, command)) == 0
+    commands = f"captune init '{photos}', then captune review '{photos.name}.jsonl'\n"
+    assert f"The captions in {photos / 'list.csv'} are not shown here. To review them in a manifest: {commands}" in (
+        capsys.readouterr().err
+    )
