@@ -21,12 +21,13 @@ from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.parsing import load_json
 from captune.run_checkpoints import selected_checkpoint
-from captune.weights import refuse_pointers
+from captune.weights import base_model_of, has_image_processor, holds_adapter, refuse_pointers
 
 __all__ = [
     "TOY",
     "ModelKind",
     "ResolvedModel",
+    "check_base",
     "detect_offline",
     "is_hub_id",
     "is_on_hub",
@@ -34,10 +35,12 @@ __all__ = [
     "locate_checkpoint",
     "locate_model",
     "missing_base",
+    "processor_base",
     "recorded_name",
     "refuse_checkpoint",
     "require_available",
     "resolve_model",
+    "takes_base",
 ]
 
 TOY = {"toy": "pretrained", "toy-vlm": "pretrained_vlm"}
@@ -104,10 +107,7 @@ def locate_model(name: str) -> str:
     if folder.is_dir():
         # A checkpoint of a run or a peft adapter names its base model, which is loaded with it.
         if _kind(folder) is None:
-            raise WeightsError(
-                f"{name} holds no config.json; expected a captune model, which `captune convert` makes of the original "
-                "files and save_pretrained writes."
-            )
+            raise WeightsError(_no_model(name, folder))
         refuse_pointers(folder)
         return str(folder)
     if folder.exists() or not is_hub_id(name):
@@ -120,6 +120,20 @@ def locate_model(name: str) -> str:
         )
     detect_offline()
     return name
+
+
+def _no_model(name: str, folder: Path) -> str:
+    """The sentence that refuses a folder that is no model; names a checkpoint of a trainer in it."""
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _kind(path) is not None]
+    if checkpoints:
+        last = max(checkpoints, key=lambda path: (len(path.name), path.name))
+        return (
+            f"{name} holds checkpoints of a trainer and no model itself; give one of them, such as {last} (the last)."
+        )
+    return (
+        f"{name} holds neither config.json nor adapter_config.json; expected a model or adapter that save_pretrained "
+        "wrote, a checkpoint, or a captune model, which `captune convert` makes of the original files."
+    )
 
 
 def recorded_name(name: str) -> str:
@@ -166,6 +180,53 @@ def missing_base(what: str, name: str, weights: str, error: Exception) -> Weight
         f"{what} was trained on the model {name}{hashed}, {reason}. If it has moved, give its folder or hub id with "
         "--base, or base= in Python."
     )
+
+
+def takes_base(name: str) -> bool:
+    """Whether a model is the folder of an adapter or checkpoint, or of a model without processor, and needs a base."""
+    folder = Path(name if (selected := selected_checkpoint(name)) is None else selected.folder).expanduser()
+    return _kind(folder) in ("adapter", "checkpoint") or holds_adapter(folder) or lacks_processor(folder)
+
+
+def lacks_processor(folder: Path) -> bool:
+    """Whether a folder is the checkpoint of a trainer of complete models that saved no processor."""
+    of_trainer = any((folder / name).is_file() for name in ("trainer_state.json", "training_args.bin"))
+    return of_trainer and (folder / "config.json").is_file() and not has_image_processor(folder)
+
+
+def processor_base(folder: Path) -> str:
+    """The model that a complete model without processor was trained from, of which its settings may have the name.
+
+    Raises:
+        WeightsError: they do not.
+    """
+    try:
+        name = load_json((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        name = None
+    if isinstance(name, str) and name and Path(name).expanduser().resolve() != folder.resolve():
+        return name
+    raise WeightsError(
+        f"{folder} holds no processor, as a trainer without processing_class saves it; give the folder or hub id of "
+        "the model that it was trained from with --base, or base= in Python."
+    )
+
+
+def check_base(name: str) -> None:
+    """Refuse the folder of a peft adapter whose base model is missing, and one whose processor is.
+
+    Raises:
+        WeightsError: names the base model and `--base`.
+    """
+    folder = Path(locate_model(name))
+    if holds_adapter(folder) and not (folder / "checkpoint.json").is_file():
+        base, _ = base_model_of(folder)
+        try:
+            require_available(locate_model(base))
+        except WeightsError as error:
+            raise missing_base(f"The adapter {name}", base, "", error) from error
+    elif lacks_processor(folder):
+        require_available(locate_model(processor_base(folder)))
 
 
 def _kind(folder: Path) -> ModelKind | None:

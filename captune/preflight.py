@@ -219,14 +219,17 @@ def check_named_model(name: str, base: str | None = None) -> SelectedCheckpoint 
         The checkpoint that is used of a run; None if the name is not that of a run.
 
     Raises:
-        WeightsError: there is no such folder, and the hub does not provide it.
+        WeightsError: there is no such folder, and the hub does not provide it; or the base model of an adapter is
+            missing.
     """
-    from captune.hub import locate_model, require_available
+    from captune.hub import check_base, locate_model, require_available
     from captune.run_checkpoints import selected_checkpoint
 
     selected = selected_checkpoint(name)
     for model in (name, *([] if base is None else [base])):
         require_available(locate_model(model))
+    if base is None:
+        check_base(name)
     return selected
 
 

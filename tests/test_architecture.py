@@ -76,6 +76,7 @@ WALLS: dict[str, set[str]] = {
         "hub",
         "metrics",
         "model",
+        "preflight",
         "report",
         "run_checkpoints",
         "vlm",

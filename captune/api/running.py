@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from captune.common import quiet_libraries
 from captune.config import RunConfig, load_config, load_stored_config, parse_config, scale_schedule
 from captune.data import Sample, data_name, scan_manifest
 from captune.errors import ConfigError
+from captune.evaluation import check_sources, evaluate_models, parse_sources
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
 from captune.run_checkpoints import checkpoint_folders, is_run, run_of, select_checkpoint
@@ -98,9 +100,11 @@ def evaluate(
     *,
     split: str | None = None,
     protocol: str | None = None,
+    metrics: str | Sequence[str] | None = None,
     checkpoints: Sequence[str | os.PathLike[str]] | None = None,
     captioners: Sequence[str | os.PathLike[str]] = (),
     instruction: str | None = None,
+    base: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     progress: bool | Listener | None = None,
     **settings: Any,
@@ -108,18 +112,22 @@ def evaluate(
     """Caption and score images with models, or with the checkpoints of a run.
 
         captune.evaluate(["toy", "Qwen/Qwen2.5-VL-3B-Instruct"], "photos/manifest.jsonl")
+        captune.evaluate(["my lora=out/checkpoint-500", "http://localhost:8000/v1", "blip.json"], "manifest.jsonl")
         captune.evaluate("runs/photos")                                   every epoch of a run
         captune.evaluate("runs/photos", "others/manifest.jsonl", split="val")
 
     Args:
         models: a model (folder or hub id) or a list of them; or a run: its folder, its YAML file, or what `tune`
-            returned.
+            returned. Models may also be addresses of OpenAI-compatible endpoints (`http://HOST/v1#MODEL`) and files of
+            captions; `label=MODEL` names a row.
         data: manifest of the images, needed for models; by default that of the run.
         split: its split; "test" by default.
         protocol: karpathy, slides or a YAML file.
+        metrics: names of metrics, "cider,meteor" or a list; by default those of the protocol.
         checkpoints: folders of the run's checkpoints; all by default.
-        captioners: other models that caption the images of a run.
+        captioners: other models, endpoints and files of captions, as further rows of a run.
         instruction: prompt of models without a run; by default each has its own.
+        base: folder or hub id of the base model of adapters and checkpoints, if it has moved.
         output: folder for captions, scores, table, chart and page. By default a temporary folder for models, and for a
             run its folder, or one below it if this is not the run's own evaluation.
         progress: as in `tune`.
@@ -134,6 +142,9 @@ def evaluate(
     """
     changed: dict[str, Any] = {} if protocol is None else {"evaluate.protocol": protocol}
     changed |= {} if split is None else {"data.evaluate_split": split}
+    if metrics is not None:
+        named_metrics = metrics.split(",") if isinstance(metrics, str) else metrics
+        changed |= {"evaluate.metrics": [name.strip().lower() for name in named_metrics]}
     overrides = _overrides(settings=changed) + _overrides(settings=settings)
     named = run_of(os.fspath(models)) if isinstance(models, (str, os.PathLike)) else None
     if named is not None and named[1] is not None:
@@ -142,12 +153,12 @@ def evaluate(
         if instruction is not None:
             raise ConfigError("instruction is for models without a run; a run has model.instruction.")
         overrides += _overrides(settings={} if data is None else {"data.evaluate": data, "data.name": None})
-        return _evaluate_run(models, overrides, checkpoints, captioners, output, progress)
+        return _evaluate_run(models, overrides, checkpoints, captioners, base, output, progress)
     if checkpoints is not None:
         raise ConfigError("checkpoints are those of a run; name models without a run in the list of models.")
     listed: Any = [models] if isinstance(models, (str, os.PathLike)) else models
     names = [os.fspath(name) for name in (*listed, *captioners)]
-    return _evaluate_models(names, data, instruction, overrides, output, progress)
+    return _evaluate_models(names, data, instruction, base, overrides, output, progress)
 
 
 def _evaluate_run(
@@ -155,14 +166,19 @@ def _evaluate_run(
     overrides: list[str],
     checkpoints: Sequence[str | os.PathLike[str]] | None,
     captioners: Sequence[str | os.PathLike[str]],
+    base: str | os.PathLike[str] | None,
     output: str | os.PathLike[str] | None,
     progress: bool | Listener | None,
 ) -> EvaluationResult:
     run = _run_config(models, overrides)
     require_extra("captune.evaluate", "train")
-    check_run(run if output is None else run.model_copy(update={"output": Path(output)}), trains=False)
-    for captioner in captioners:
-        check_named_model(os.fspath(captioner))
+    moved = None if base is None else os.fspath(base)
+    checked = run if moved is None else run.with_model(moved)
+    check_run(checked if output is None else checked.model_copy(update={"output": Path(output)}), trains=False)
+    others = [os.fspath(path) for path in captioners]
+    for source in parse_sources(others):
+        if source.kind == "model":
+            check_named_model(source.path)
     with extra_imports("captune.evaluate", "train"), quiet_libraries():
         from captune.evaluation import evaluate_checkpoints, evaluation_folder
 
@@ -170,7 +186,7 @@ def _evaluate_run(
         folder = evaluation_folder(run, _run_config(models, []), folders) if output is None else Path(output)
         run = run.model_copy(update={"output": folder})
         with show_progress(progress) as listener:
-            evaluate_checkpoints(run, folders, listener, captioners=[os.fspath(path) for path in captioners])
+            evaluate_checkpoints(run, folders, listener, captioners=others, base=moved)
     return EvaluationResult(folder)
 
 
@@ -178,6 +194,7 @@ def _evaluate_models(
     names: Sequence[str],
     data: str | os.PathLike[str] | None,
     instruction: str | None,
+    base: str | os.PathLike[str] | None,
     overrides: list[str],
     output: str | os.PathLike[str] | None,
     progress: bool | Listener | None,
@@ -188,20 +205,17 @@ def _evaluate_models(
         raise ConfigError(f"{names[0]} is a model without a run; give the images to evaluate it on as data=MANIFEST.")
     folder = Path(tempfile.gettempdir()) / "captune-evaluation" if output is None else Path(output)
     images = {"train": str(data), "evaluate": str(data), "name": data_name(data)}
-    content = {"output": str(folder), "model": {"path": names[0]}, "data": images}
-    run = parse_config(content, overrides)
-    require_extra("captune.evaluate", "train")
-    check_run(run, trains=False)
-    for name in names:
-        check_named_model(name)
+    run = parse_config({"output": str(folder), "data": images}, overrides)
+    moved = None if base is None else os.fspath(base)
+    sources = parse_sources(names)
+    check_sources(run, sources, moved, command="captune.evaluate")
     if output is None:
         folder = Path(tempfile.mkdtemp(prefix="captune-evaluation-"))
         run = run.model_copy(update={"output": folder})
-    with extra_imports("captune.evaluate", "train"), quiet_libraries():
-        from captune.evaluation import evaluate_models
-
-        with show_progress(progress) as listener:
-            evaluate_models(run, names, listener, instruction=instruction)
+    has_models = any(source.kind == "model" for source in sources)
+    quiet = quiet_libraries() if has_models else nullcontext()
+    with extra_imports("captune.evaluate", "train"), quiet, show_progress(progress) as listener:
+        evaluate_models(run, names, listener, instruction=instruction, base=moved)
     return EvaluationResult(folder)
 
 

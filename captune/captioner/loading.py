@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,15 @@ from captune.captioner.transformers_model import TransformersBackend
 from captune.common import error_text
 from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
-from captune.hub import ResolvedModel, locate_base, missing_base, require_available, resolve_model
+from captune.hub import (
+    ResolvedModel,
+    locate_base,
+    locate_model,
+    missing_base,
+    processor_base,
+    require_available,
+    resolve_model,
+)
 from captune.model import (
     MiniGPT4Config,
     compute_dtype,
@@ -30,18 +39,22 @@ from captune.model import (
     parse_device,
     tuned_instruction,
 )
-from captune.run_checkpoints import ADAPTER, CheckpointRecord, read_record, tensor_file, trained_hash
+from captune.run_checkpoints import ADAPTER, RECORD, CheckpointRecord, read_record, tensor_file, trained_hash
 from captune.transformers_compat import has_auto_class
 from captune.weights import (
+    adapter_settings_hash,
     attach_adapter,
     base_model_of,
     find_adapter,
     full_hash,
+    has_image_processor,
     load_strictly,
     read_adapter,
     read_config,
     unreadable_reason,
 )
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["checkpoint_base", "image_text_config", "load_backend", "probe_scores", "require_effect"]
 
@@ -75,10 +88,14 @@ def load_backend(
             return _load_tuned(checkpoint, record, dtype, target, settings, source.base)
         return MiniGPT4Backend(load_model(source, target), **settings)
     adapter = find_adapter(source.path)
-    if adapter is None and source.base:
-        raise ConfigError(f"{name} is a complete model; a base model is for checkpoints and adapters, so leave it out.")
     if adapter is None:
         config = image_text_config(source.path, name)
+        folder = Path(source.path)
+        is_complete = isinstance(config, MiniGPT4Config) or not folder.is_dir() or has_image_processor(folder)
+        if source.base and is_complete:
+            raise ConfigError(
+                f"{name} is a complete model; a base model is for checkpoints and adapters, so leave it out."
+            )
         if isinstance(config, MiniGPT4Config):
             return MiniGPT4Backend(load_model(source, target), **settings)
         settings["instruction"] = instruction or tuned_instruction(config)
@@ -101,12 +118,12 @@ def _load_adapter(
         batch = tuned.processor(probe_images()[:1], answers=["A photo."]).to(device)
         pixels = batch.pop("pixel_values").to(model.vision.embeddings.patch_embedding.weight.dtype)
         require_effect(wrapped, adapter, lambda: model(**batch, pixel_values=pixels).logits)
-        tuned.fingerprint += f"-{full_hash(state.items())}"
+        tuned.fingerprint += f"-{full_hash(state.items())}-{adapter_settings_hash(adapter)}"
         return tuned
     backend = _load_transformers(
         base, config, base_name, device, settings, adapter, lambda model: attach_adapter(model, adapter, state)
     )
-    backend.fingerprint += f"-{full_hash(state.items())}"
+    backend.fingerprint += f"-{full_hash(state.items())}-{adapter_settings_hash(adapter)}"
     return backend
 
 
@@ -158,8 +175,13 @@ def _load_transformers(
     """
     from transformers import AutoModelForImageTextToText
 
-    folder = source.path if tuned is None else processor_folder(tuned, source.path)
-    processor = load_processor(folder, config, settings["name"])
+    if tuned is None:
+        processor = _processor_of(source, config, settings["name"])
+    else:
+        folder = processor_folder(tuned, source.path)
+        if folder == source.path and not (tuned / RECORD).is_file():
+            logger.warning("%s holds no processor; that of its base model %s is used.", settings["name"], source.name)
+        processor = load_processor(folder, config, settings["name"])
     set_pixel_limits(processor, source)
     model = load_strictly(
         AutoModelForImageTextToText.from_pretrained,
@@ -174,6 +196,24 @@ def _load_transformers(
     if wrapped is not None and tuned is not None:
         require_effect(wrapped, tuned, lambda: probe_scores(backend))
     return backend
+
+
+def _processor_of(source: ResolvedModel, config: Any, name: str) -> Any:
+    """The processor of a complete model, or of the model that it was trained from, if it was saved without one."""
+    folder = Path(source.path)
+    try:
+        return load_processor(source.path, config, name)
+    except WeightsError:
+        if not folder.is_dir() or has_image_processor(folder):
+            raise
+    base = source.base or processor_base(folder)
+    try:
+        located = locate_model(base)
+        require_available(located)
+    except WeightsError as error:
+        raise missing_base(f"{name}, which holds no processor,", base, "", error) from error
+    logger.warning("%s holds no processor; that of the model %s is used.", name, base)
+    return load_processor(located, config, base)
 
 
 def checkpoint_base(checkpoint: str | Path, record: CheckpointRecord, base: str = "") -> tuple[ResolvedModel, str]:

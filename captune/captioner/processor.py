@@ -22,7 +22,7 @@ from captune.errors import ConfigError, InputError, WeightsError
 from captune.hub import ResolvedModel
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file, processor_class
-from captune.weights import missing_library
+from captune.weights import has_image_processor, missing_library
 
 __all__ = [
     "DisabledVideoProcessor",
@@ -93,11 +93,8 @@ def processor_folder(adapter: str | Path, base: str) -> str:
         base: folder or hub id of its base model.
     """
     adapter = Path(adapter)
-    has_image_processor = any(
-        (adapter / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
-    )
     has_tokenizer = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    return str(adapter) if has_image_processor and has_tokenizer else base
+    return str(adapter) if has_image_processor(adapter) and has_tokenizer else base
 
 
 def complete_settings(processor: Any, model: Any) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from captune.cli import scoring
 from captune.cli.next_command import show_next
 from captune.cli.output import print_message, print_summary
 from captune.cli.output import settings as output_settings
 from captune.cli.shared_options import AllowLeaks, AsJson, Base
 from captune.errors import ConfigError
-from captune.run_checkpoints import checkpoint_folders, is_run, run_of, select_checkpoint
+from captune.metrics import BUILT_IN, ScoringOptions
+from captune.run_checkpoints import checkpoint_folders, run_of, select_checkpoint
 
 __all__ = [
     "ModelsRequest",
+    "OtherRows",
     "RobustnessOptions",
     "evaluate",
     "run_evaluation",
@@ -27,19 +30,29 @@ __all__ = [
 
 if TYPE_CHECKING:
     from captune.config import RunConfig
+    from captune.evaluation import EndpointOptions
     from captune.report import RunScores
 
 MATRIX = "Robustness matrix"
-"""Heading of its options in the help."""
+ROWS = "Endpoints and files of captions"
+"""Headings of options in the help."""
 
 
 def evaluate(
     config: Annotated[
-        Path, typer.Argument(help="YAML configuration of the run, or the run's folder; or, with --data, a model.")
+        str,
+        typer.Argument(
+            metavar="CONFIG|MODEL",
+            help="YAML configuration of the run, or the run's folder; or, with --data, a model, the address of an "
+            "endpoint, or a file of captions; a label for its row as LABEL=MODEL.",
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings that override the file, as section.key=value; or more models, a row each."),
+        typer.Argument(
+            metavar="[MODEL]... [KEY=VALUE]...",
+            help="More models, a row each; settings that override the file, as section.key=value.",
+        ),
     ] = None,
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A checkpoint's folder; repeatable. All of the run by default.")
@@ -53,6 +66,14 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Its split, instead of the run's; or --data FILE:SPLIT.")] = None,
     protocol: Annotated[str | None, typer.Option(help="karpathy, slides or a YAML file, instead of the run's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for captions, scores, table and chart.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Comma-separated names from {', '.join(BUILT_IN)}, and those of installed packages.",
+            show_default="those of the protocol: bleu,cider,rouge-l",
+            autocompletion=scoring.complete_metrics,
+        ),
+    ] = None,
     corrupt: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,16 +99,30 @@ def evaluate(
     ] = None,
     captioner: Annotated[
         list[str] | None,
-        typer.Option(help="Another captioner on the same images: a transformers image-text-to-text model; repeatable."),
+        typer.Option(help="Another row on the same images of a run: a model, an endpoint, a file; repeatable."),
     ] = None,
     base: Base = None,
+    match: Annotated[
+        Literal["exact", "stem"],
+        typer.Option(
+            help="'stem' also joins ids of a file that differ by folder or image ending: IMG_1 and photos/IMG_1.JPG.",
+            rich_help_panel=ROWS,
+        ),
+    ] = "exact",
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="Requests to an endpoint at once.", rich_help_panel=ROWS)
+    ] = 8,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a request to an endpoint may take.", rich_help_panel=ROWS)
+    ] = 120.0,
     allow_leaks: AllowLeaks = False,
     as_json: AsJson = False,
 ) -> None:
     """Caption and score the pretrained model and every checkpoint, with one load of the model.
 
-    A model without a run is evaluated as `captune evaluate MODEL --data MANIFEST --out FOLDER`; several models are
-    rows of one table.
+    What was tuned elsewhere needs no run: `captune evaluate MODEL... --data MANIFEST --out FOLDER` makes one table with
+    a row for each model (folder or hub id, also of a peft adapter or a trainer's checkpoint), OpenAI-compatible
+    endpoint (http://HOST/v1#MODEL) and file of captions. The key of an endpoint is read from CAPTUNE_API_KEY.
 
     With several --data, or with --corrupt, --prompt or --prompts, the result is a robustness matrix: checkpoints and
     prompts on data sets, their domains and corrupted images, with the drop from the run's evaluation set.
@@ -96,50 +131,90 @@ def evaluate(
         captune evaluate runs/photos
         captune evaluate runs/photos --data nocaps.jsonl --out runs/photos-nocaps
         captune evaluate llava-hf/llava-1.5-7b-hf --data test.jsonl --out runs/llava
+        captune evaluate "my lora=out/checkpoint-500" other/model --data test.jsonl --out runs/both
     """
-    named = run_of(config)
-    other_models = any("=" not in each for each in overrides or [])
-    if named is not None and data and other_models:
-        config = select_checkpoint(*named).folder  # one row among those of other models
-    elif named is not None and named[1] is not None:
-        config, checkpoint = named[0], [*(checkpoint or []), select_checkpoint(*named).folder]
+    from captune.evaluation import EndpointOptions, split_settings
+
     output_settings.resumes = True  # captions of finished checkpoints are cached
-    settings = [*(overrides or [])]
+    rows, settings = split_settings([config, *(overrides or [])])
+    if not rows or rows[0] != config:
+        raise ConfigError(f"'{config}' is a setting; give a configuration, a run or a model before it.")
     settings += [f"evaluate.protocol={protocol}"] if protocol is not None else []
     settings += ["evaluate.allow_leaks=true"] if allow_leaks else []
+    if metrics is not None:
+        run = scoring.ScoringRun(scoring.metric_names(metrics, reported=()), ScoringOptions())
+        run.check_requirements()
+        settings.append(f"evaluate.metrics={json.dumps(run.names)}")
     sources = data or []
-    if is_model(config, bool(sources)):
+    requests = EndpointOptions(concurrency, timeout)
+    if is_model(config, rows[1:], bool(sources)):
         if len(sources) > 1 or corrupt or prompts or len(prompt or []) > 1 or checkpoint:
             raise ConfigError(
                 f"{config} is a model without a run; it takes one --data, at most one --prompt, and neither --corrupt, "
                 "--prompts nor --checkpoint."
             )
-        models = [str(config), *(each for each in settings if "=" not in each), *(captioner or [])]
-        settings = [each for each in settings if "=" in each]
         source = _manifest_and_split(sources[0], split) if sources else None
-        if base is not None:
-            raise ConfigError(f"{config} is a model without a run; --base is the base model of a run.")
-        run_models(ModelsRequest(models, settings, source, out, next(iter(prompt or []), None)), as_json=as_json)
+        instruction = next(iter(prompt or []), None)
+        request = ModelsRequest([*rows, *(captioner or [])], settings, source, out, instruction, base, requests, match)
+        run_models(request, as_json=as_json)
         return
+    # A model without --data is refused as a setting.
+    settings = [*rows[1:], *settings]
+    named, run_config = run_of(config), Path(config)
+    if named is not None and named[1] is not None:
+        run_config, checkpoint = named[0], [*(checkpoint or []), select_checkpoint(*named).folder]
     if len(sources) > 1 or corrupt or prompt or prompts:
         strengths = strength or [1, 2, 3, 4, 5]
         options = RobustnessOptions(sources, split, corrupt or [], strengths, prompt or [], prompts or [])
-        run_matrix(config, settings, checkpoint, out, options, base=base, as_json=as_json)
+        run_matrix(run_config, settings, checkpoint, out, options, base=base, as_json=as_json)
         return
     if sources:
         path, split = _manifest_and_split(sources[0], split)
         settings += [f"data.evaluate={path}", "data.name=null"]  # the name is that of the run's own data
     settings += [f"data.evaluate_split={split}"] if split is not None else []
-    run_evaluation(config, settings, checkpoint, out, captioner, base=base, as_json=as_json)
+    others = OtherRows(captioner or [], requests, match)
+    run_evaluation(run_config, settings, checkpoint, out, others, base=base, as_json=as_json)
 
 
-def is_model(config: Path, has_data: bool) -> bool:
-    """Whether the first argument is a model, and neither a configuration nor the folder of a run."""
-    if config.suffix.lower() in (".yaml", ".yml") or config.is_file():
+def is_model(config: str, others: list[str], has_data: bool) -> bool:
+    """Whether the first argument is a row of a table, and neither a configuration nor the folder of a run.
+
+    Args:
+        config: the first argument.
+        others: the other arguments that are no settings.
+        has_data: whether there is --data, with which the best checkpoint of a run may be a row among others.
+    """
+    path = Path(config)
+    if path.suffix.lower() in (".yaml", ".yml") or (path.is_file() and not has_data):
         return False
-    if (config / "config.yaml").is_file() and is_run(config):
-        return False
-    return has_data or any((config / file).is_file() for file in ("config.json", "adapter_config.json"))
+    if run_of(config) is not None:
+        return has_data and bool(others)
+    return has_data or any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
+
+
+@dataclass(frozen=True)
+class OtherRows:
+    """Rows next to those of a run.
+
+    Attributes:
+        captioners: models, endpoints and files.
+        requests: how endpoints are called.
+        match: how ids of files are matched.
+    """
+
+    captioners: list[str] = field(default_factory=list)
+    requests: EndpointOptions | None = None
+    match: str = "exact"
+
+
+def _check_others(others: OtherRows) -> None:
+    """Refuse other rows that cannot be read, before torch is imported."""
+    from captune.evaluation import parse_sources
+    from captune.preflight import check_named_model
+
+    for source in parse_sources(others.captioners):
+        if source.kind == "model":
+            check_named_model(source.path)
 
 
 @dataclass(frozen=True)
@@ -267,7 +342,7 @@ def run_evaluation(
     overrides: list[str],
     checkpoints: list[Path] | None,
     out: Path | None,
-    captioners: list[str] | None = None,
+    others: OtherRows | None = None,
     *,
     base: str | None = None,
     as_json: bool = False,
@@ -279,11 +354,21 @@ def run_evaluation(
     """
     from captune.cli.progress import show_progress
 
+    others = others or OtherRows()
+    _check_others(others)
     settings, checkpoints = _checked_settings(config, overrides, checkpoints, out, base)
     from captune.evaluation import evaluate_checkpoints
 
     with show_progress() as listener:
-        scores = evaluate_checkpoints(settings, checkpoints, listener, captioners=captioners or [], base=base)
+        scores = evaluate_checkpoints(
+            settings,
+            checkpoints,
+            listener,
+            captioners=others.captioners,
+            base=base,
+            endpoint_options=others.requests,
+            match=others.match,
+        )
     _print_scores(scores, settings.output, as_json=as_json)
 
 
@@ -305,18 +390,24 @@ class ModelsRequest:
     """What is evaluated.
 
     Attributes:
-        models: folders or hub ids.
+        models: the rows, as `captune.evaluation.parse_sources` reads them.
         settings: `section.key=value` for the evaluation.
         data: manifest, and its split or None.
         out: folder of the evaluation.
         instruction: of all models; by default each has its default instruction.
+        base: base model of adapters and checkpoints; by default the recorded one.
+        requests: how endpoints are called.
+        match: how ids of files are matched.
     """
 
     models: list[str]
     settings: list[str]
     data: tuple[str, str | None] | None
     out: Path | None
-    instruction: str | None
+    instruction: str | None = None
+    base: str | None = None
+    requests: EndpointOptions | None = None
+    match: str = "exact"
 
 
 def run_models(request: ModelsRequest, *, as_json: bool = False) -> None:
@@ -326,10 +417,10 @@ def run_models(request: ModelsRequest, *, as_json: bool = False) -> None:
         ConfigError: the data or the folder is missing.
         CaptuneError: as `captune.evaluation.evaluate_models`.
     """
-    from captune.cli.progress import show_progress, working
+    from captune.cli.progress import show_progress
     from captune.config import parse_config
     from captune.data import data_name
-    from captune.preflight import check_named_model, check_run, extra_imports, require_extra
+    from captune.evaluation import check_sources, evaluate_models, parse_sources
 
     if request.data is None or request.out is None:
         raise ConfigError(
@@ -339,16 +430,18 @@ def run_models(request: ModelsRequest, *, as_json: bool = False) -> None:
     manifest, split = request.data
     data = {"train": manifest, "evaluate": manifest, "name": data_name(manifest)}
     data |= {} if split is None else {"evaluate_split": split}
-    content = {"output": str(request.out), "model": {"path": request.models[0]}, "data": data}
-    config = parse_config(content, request.settings)
-    require_extra("captune evaluate", "train")
-    check_run(config, trains=False)
-    for model in request.models:
-        check_named_model(model)
+    config = parse_config({"output": str(request.out), "data": data}, request.settings)
+    check_sources(config, parse_sources(request.models), request.base)
     is_set = any(setting.startswith("model.instruction=") for setting in request.settings)
     instruction = config.model.instruction if is_set else request.instruction
-    with working("Loading torch and transformers"), extra_imports("captune evaluate", "train"):
-        from captune.evaluation import evaluate_models
     with show_progress() as listener:
-        scores = evaluate_models(config, request.models, listener, instruction=instruction)
+        scores = evaluate_models(
+            config,
+            request.models,
+            listener,
+            instruction=instruction,
+            base=request.base,
+            endpoint_options=request.requests,
+            match=request.match,
+        )
     _print_scores(scores, request.out, as_json=as_json)

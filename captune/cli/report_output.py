@@ -93,6 +93,7 @@ def run_as_json(run: RunScores, analysis: Analysis) -> dict[str, Any]:
             "epoch": row.epoch,
             "signature": row.signature,
             "leak": row.leak,
+            **({"notes": list(row.notes)} if row.notes else {}),
             "corpus": {name: value if math.isfinite(value) else None for name, value in row.corpus.items()},
             **row.thinking_counts,
         }

@@ -254,8 +254,12 @@ class SharedOptions:
         return [*files, self.data, self.protocol, self.document_frequencies, self.vocabulary, self.objects]
 
 
-def metric_names(text: str) -> tuple[str, ...]:
+def metric_names(text: str, reported: Sequence[str] = REPORTED) -> tuple[str, ...]:
     """Split `--metrics` and check every name.
+
+    Args:
+        text: comma-separated names.
+        reported: names that are accepted besides those of metrics.
 
     Raises:
         MetricInputError: a name is unknown, or there is none.
@@ -270,9 +274,9 @@ def metric_names(text: str) -> tuple[str, ...]:
     }
     lower = (name.strip().lower() for name in text.split(",") if name.strip())
     names = tuple(dict.fromkeys(aliases.get(name, name) for name in lower))
-    check_metrics(names, REPORTED)
+    check_metrics(names, reported)
     if not names:
-        raise MetricInputError(f"--metrics is empty; choose from {', '.join((*BUILT_IN, *REPORTED))}.")
+        raise MetricInputError(f"--metrics is empty; choose from {', '.join((*BUILT_IN, *reported))}.")
     return names
 
 

@@ -218,6 +218,8 @@ class EvaluateConfig(_Section):
     protocol: str = Field("karpathy", min_length=1)
     """karpathy scores held-out images; slides repeats the original scripts and is marked LEAK; or the path of a custom
     protocol in YAML."""
+    metrics: tuple[str, ...] | None = Field(None, min_length=1)
+    """Metrics to compute, such as [bleu, cider, meteor, clipscore]; null is those of the protocol."""
     allow_leaks: bool = False
     """Results on images that were trained on are marked LEAK; true prints the mark without the reason."""
     batch_size: int = Field(32, gt=0)

@@ -26,7 +26,9 @@ _INTRODUCTION = """\
 A run is a YAML file with the sections below. Every key has a default, so a file states only what differs, as those in
 [train_configs](../train_configs) do. `section.key=value` on the command line overrides the file:
 
-    captune train train_configs/toy.yaml train.epochs=3 data.train_split=train,restval
+```bash
+captune train train_configs/toy.yaml train.epochs=3 data.train_split=train,restval
+```
 
 Unknown keys are errors. The configuration of a run, with all defaults filled in, is stored as `config.yaml` in its
 output folder. This page is generated: `python -m captune.config --write docs/configuration.md`.

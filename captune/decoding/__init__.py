@@ -8,7 +8,7 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.decoding.capabilities import unsupported_reason
-    from captune.decoding.caption_cache import cached_captions
+    from captune.decoding.caption_cache import cached_captions, collect_captions, has_captions
     from captune.decoding.engine import DecodingEngine, SharedPrefix
     from captune.decoding.generate import Engine, as_caption, generate_captions, generate_ids, prompt_embeddings
     from captune.decoding.kv_cache import StaticKVCache
@@ -43,9 +43,11 @@ __all__ = [
     "TextStream",
     "as_caption",
     "cached_captions",
+    "collect_captions",
     "generate_captions",
     "generate_ids",
     "halve_on_oom",
+    "has_captions",
     "in_batches",
     "is_out_of_memory",
     "prompt_embeddings",
@@ -58,7 +60,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "capabilities": ["unsupported_reason"],
-        "caption_cache": ["cached_captions"],
+        "caption_cache": ["cached_captions", "collect_captions", "has_captions"],
         "engine": ["DecodingEngine", "SharedPrefix"],
         "generate": ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"],
         "kv_cache": ["StaticKVCache"],

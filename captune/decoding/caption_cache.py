@@ -1,5 +1,8 @@
 """A cache of generated captions, so that a repeated evaluation generates nothing.
 
+`cached_captions` stores what a model generates when it is complete, `collect_captions` each caption as it arrives from
+elsewhere.
+
 A file holds the captions of one identity: model, checkpoint, prompt, decoding, versions. Its lines identify images by a
 hash of their files, so a renamed image is recognized and a changed one is not.
 """
@@ -10,7 +13,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +23,7 @@ from captune.data import atomic_file, hash_file
 from captune.decoding.options import Caption
 from captune.parsing import load_json
 
-__all__ = ["cached_captions", "image_key"]
+__all__ = ["cached_captions", "collect_captions", "has_captions", "image_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +42,67 @@ def cached_captions(
     Returns:
         N captions in the order of the images.
     """
-    name = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
-    path = folder / f"{name}.jsonl"
-    known = _read(path)
-    keys = [image_key(image) for image in images]
-    # Two images with equal bytes have one caption.
-    missing = list({key: index for index, key in reversed(list(enumerate(keys))) if key not in known}.values())[::-1]
+    path = _file(folder, identity)
+    known, keys = _read(path), [image_key(image) for image in images]
+    missing = _missing(keys, known)
     if missing:
         for index, caption in zip(missing, generate(missing), strict=True):
             known[keys[index]] = caption
         _write(path, identity, known)
     return [known[key] for key in keys]
+
+
+def collect_captions(
+    folder: Path,
+    identity: Sequence[str],
+    images: Sequence[Path],
+    request: Callable[[list[int], Callable[[int, Caption], None]], None],
+) -> list[Caption | None]:
+    """Captions of images that arrive one by one; each is stored at once, so that a killed process loses none.
+
+    Args:
+        folder: of the cache; created when there are captions to request.
+        identity: everything that decides a caption, besides the image.
+        images: N image files.
+        request: gets the indices of the images that are not stored, and a function to call with the index of an image
+            and its caption; called once, or not at all.
+
+    Returns:
+        N captions in the order of the images; None for images without one.
+    """
+    path = _file(folder, identity)
+    known, keys = _read(path), [image_key(image) for image in images]
+    missing = _missing(keys, known)
+    if missing:
+        if not path.is_file():
+            _write(path, identity, {})
+        with path.open("r+b") as stream:
+            # A process that was killed may have left the beginning of a line.
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+            stream.seek(0, os.SEEK_END)
+
+            def keep(index: int, caption: Caption) -> None:
+                known[keys[index]] = caption
+                stream.write(_line(keys[index], caption).encode())
+                stream.flush()
+
+            request(missing, keep)
+    return [known.get(key) for key in keys]
+
+
+def has_captions(folder: Path, identity: Sequence[str]) -> bool:
+    """Whether a caption of an identity is stored."""
+    return bool(_read(_file(folder, identity)))
+
+
+def _file(folder: Path, identity: Sequence[str]) -> Path:
+    name = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
+    return folder / f"{name}.jsonl"
+
+
+def _missing(keys: Sequence[str], known: Mapping[str, Caption]) -> list[int]:
+    """Indices of the images without a caption; two images with equal bytes have one."""
+    return list({key: index for index, key in reversed(list(enumerate(keys))) if key not in known}.values())[::-1]
 
 
 def image_key(path: str | os.PathLike[str]) -> str:
@@ -89,10 +142,14 @@ def _write(path: Path, identity: Sequence[str], known: dict[str, Caption]) -> No
     with atomic_file(path) as stream:
         stream.write(json.dumps({"identity": list(identity)}, ensure_ascii=False) + "\n")
         for key, caption in known.items():
-            row = {"image": key, **asdict(caption)}
-            if caption.thinking == "none":
-                del row["thinking"]
-            stream.write(json.dumps({**row, "check": _check(row)}, ensure_ascii=False) + "\n")
+            stream.write(_line(key, caption))
+
+
+def _line(key: str, caption: Caption) -> str:
+    row = {"image": key, **asdict(caption)}
+    if caption.thinking == "none":
+        del row["thinking"]
+    return json.dumps({**row, "check": _check(row)}, ensure_ascii=False) + "\n"
 
 
 def _check(row: dict[str, Any]) -> str:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.evaluation.checkpoints import evaluate_checkpoints, evaluate_models, evaluation_folder
+    from captune.evaluation.checkpoints import evaluate_checkpoints
+    from captune.evaluation.destination import evaluation_folder
+    from captune.evaluation.endpoint import EndpointOptions
+    from captune.evaluation.models import evaluate_models
     from captune.evaluation.protocol import (
         Decoding,
         EvaluationSet,
@@ -25,15 +28,19 @@ if TYPE_CHECKING:
     )
     from captune.evaluation.robustness import evaluate_matrix
     from captune.evaluation.robustness_columns import parse_corruptions, read_instructions
+    from captune.evaluation.row_sources import RowSource, check_sources, parse_sources, split_settings
     from captune.evaluation.scoring import PRETRAINED, START, Evaluation, checkpoint_name, decoding_options, exif_mark
 
 __all__ = [
     "PRETRAINED",
     "START",
     "Decoding",
+    "EndpointOptions",
     "Evaluation",
     "EvaluationSet",
     "Protocol",
+    "RowSource",
+    "check_sources",
     "checkpoint_name",
     "cut_reply",
     "decoding_options",
@@ -45,16 +52,21 @@ __all__ = [
     "exif_mark",
     "load_protocol",
     "parse_corruptions",
+    "parse_sources",
     "read_instructions",
     "shipped_protocols",
     "split_references",
+    "split_settings",
     "training_images",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "checkpoints": ["evaluate_checkpoints", "evaluate_models", "evaluation_folder"],
+        "checkpoints": ["evaluate_checkpoints"],
+        "destination": ["evaluation_folder"],
+        "endpoint": ["EndpointOptions"],
+        "models": ["evaluate_models"],
         "protocol": [
             "Decoding",
             "EvaluationSet",
@@ -68,6 +80,7 @@ __getattr__ = lazy_names(
         ],
         "robustness": ["evaluate_matrix"],
         "robustness_columns": ["parse_corruptions", "read_instructions"],
+        "row_sources": ["RowSource", "check_sources", "parse_sources", "split_settings"],
         "scoring": ["PRETRAINED", "START", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark"],
     },
 )

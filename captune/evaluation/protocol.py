@@ -316,6 +316,7 @@ def evaluation_set(
     Raises:
         ConfigError: there is no such protocol, or its file is wrong.
         DataError: the manifest is broken, has no such split, or leaves too few images.
+        MetricInputError: `evaluate.metrics` has an unknown name.
     """
     protocol = load_protocol(config.evaluate.protocol)
     of_training = protocol.images == "training"
@@ -332,9 +333,14 @@ def evaluation_set(
         raise DataError(f"{manifest}: image '{empty[0]}' ({len(empty)} in all) has no captions to score against.")
     if len(images) < 2:
         raise DataError(f"{manifest}: split '{split}' has {len(images)} image to evaluate; CIDEr needs at least two.")
+    rules = protocol
+    if config.evaluate.metrics is not None:
+        check_metrics(config.evaluate.metrics)
+        # No number depends on which other metrics are computed, so the protocol's signature stays.
+        rules = protocol.model_copy(update={"metrics": config.evaluate.metrics})
     name = config.data.name or manifest.resolve().parent.name or manifest.stem
     leak = protocol.leak or (_leak(config, manifest, images, listener, ancestors) if guard else None)
-    return EvaluationSet(name, split, protocol.signature, manifest, tuple(images), references, leak, protocol)
+    return EvaluationSet(name, split, protocol.signature, manifest, tuple(images), references, leak, rules)
 
 
 def _sampled(images: list[Sample], protocol: Protocol) -> list[Sample]:

@@ -16,13 +16,9 @@ from captune.config import RunConfig
 from captune.data import folder_lock, load_image, resolve_image, temporary_folder
 from captune.decoding import Caption
 from captune.errors import NonFiniteScoresError
-from captune.evaluation.checkpoints import (
-    LOCK_NAME,
-    check_destination,
-    ignore_event,
-    is_own_evaluation,
-)
+from captune.evaluation.checkpoints import ignore_event
 from captune.evaluation.corruptions import corrupt
+from captune.evaluation.destination import LOCK_NAME, check_destination, is_own_evaluation
 from captune.evaluation.protocol import EvaluationSet
 from captune.evaluation.robustness_columns import (
     Corruption,

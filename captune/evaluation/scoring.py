@@ -1,24 +1,28 @@
-"""One set of images on which any number of checkpoints is captioned and scored."""
+"""One set of images on which any number of checkpoints is captioned and scored; imports torch when a model captions."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from captune.captioner import Captioner
 from captune.common import RemovedThinking, __version__
 from captune.config import RunConfig
 from captune.data import atomic_file, resolve_image
-from captune.decoding import NON_FINITE_SCORES, Caption, DecodingOptions, cached_captions, generate_captions
+from captune.decoding import (
+    NON_FINITE_SCORES,
+    Caption,
+    DecodingOptions,
+    cached_captions,
+    collect_captions,
+    has_captions,
+)
 from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation.protocol import EvaluationSet
-from captune.features import StoredFeatures
 from captune.metrics import (
     Comparison,
     Scorer,
@@ -31,12 +35,18 @@ from captune.metrics import (
     paragraph_warning,
     prompt_hash,
 )
-from captune.model import MiniGPT4
 from captune.report import CheckpointScores, RunScores, read_scores, write_scores, write_thumbnails
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from captune.features import StoredFeatures
+    from captune.model import MiniGPT4
 
 __all__ = [
     "PRETRAINED",
     "START",
+    "CaptionOrigin",
     "Evaluation",
     "checkpoint_name",
     "decoding_options",
@@ -118,6 +128,23 @@ class ImageCaptioner(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class CaptionOrigin:
+    """Where the captions of a row come from, if captune did not generate them.
+
+    Attributes:
+        source: field of the signature, "endpoint" or "file".
+        decoding: how they were decoded; None if unknown.
+        notes: what a reader of the row must know.
+        ends_known: whether it is known which captions ended at a length limit.
+    """
+
+    source: str
+    decoding: str | None = None
+    notes: tuple[str, ...] = ()
+    ends_known: bool = True
+
+
 class Evaluation:
     """One set of images on which any number of checkpoints is captioned and scored.
 
@@ -192,6 +219,8 @@ class Evaluation:
         keys: Sequence[str] | None = None,
     ) -> list[Caption]:
         """Caption N images from their features, with the options of the run and by default with its instruction."""
+        from captune.decoding import generate_captions  # imports torch
+
         text = self.instruction if instruction is None else instruction
         return generate_captions(model, features, text, self._options, keys=keys, on_progress=on_progress)
 
@@ -249,7 +278,24 @@ class Evaluation:
             generate: captions the images with some indices in the set.
         """
         identity = (fingerprint, instruction or "", str(self._options), __version__)
-        return cached_captions(self.output / "cache" / "captions", identity, self.image_files, generate)
+        return cached_captions(self._cache, identity, self.image_files, generate)
+
+    def collected(
+        self, fingerprint: str, instruction: str, request: Callable[[list[int], Callable[[int, Caption], None]], None]
+    ) -> list[Caption | None]:
+        """Captions of all images that arrive one by one from elsewhere; see `captune.decoding.collect_captions`."""
+        return collect_captions(self._cache, self._identity(fingerprint, instruction), self.image_files, request)
+
+    def has_collected(self, fingerprint: str, instruction: str) -> bool:
+        """Whether `collected` has stored captions of a model in an earlier evaluation."""
+        return has_captions(self._cache, self._identity(fingerprint, instruction))
+
+    def _identity(self, fingerprint: str, instruction: str) -> tuple[str, ...]:
+        return fingerprint, instruction, str(self._options), "upright" if self._config.exif_rotation else "stored"
+
+    @property
+    def _cache(self) -> Path:
+        return self.output / "cache" / "captions"
 
     def instruction_for(self, captioner: Captioner) -> str | None:
         """The instruction for another captioner: the run's, or its default if it follows no instructions."""
@@ -301,6 +347,7 @@ class Evaluation:
         *,
         name: str | None = None,
         instruction: str | None = None,
+        origin: CaptionOrigin | None = None,
     ) -> CheckpointScores:
         """Score one checkpoint's captions.
 
@@ -310,13 +357,16 @@ class Evaluation:
             train_slice: the checkpoint's scores on a slice of the training images.
             name: of the row, for captions of another captioner.
             instruction: of that captioner, or None.
+            origin: of captions that captune did not generate.
 
         Returns:
             The row, the last one so far.
         """
         written = {image.id: caption for image, caption in zip(self.images.images, captions, strict=True)}
         texts = {image: self.images.reply(caption.text) for image, caption in written.items()}
-        unfinished = tuple(image for image, caption in written.items() if not caption.stopped)
+        unfinished = None
+        if origin is None or origin.ends_known:
+            unfinished = tuple(image for image, caption in written.items() if not caption.stopped)
         thinking = {image: caption.thinking for image, caption in written.items() if caption.thinking != "none"}
         earlier = self._earlier.pop(name if name is not None else checkpoint_name(epoch, self._config), None)
         if train_slice is None and earlier is not None and dict(earlier.captions) == texts:
@@ -324,7 +374,7 @@ class Evaluation:
         if epoch is not None:
             self._keep_earlier([row for row in self._earlier.values() if row.epoch is not None and row.epoch < epoch])
         row = self._append(epoch, texts, unfinished, thinking, train_slice or {}, name)
-        return row if name is None else self._with_instruction(row, instruction)
+        return row if name is None else self._with_origin(row, instruction, origin)
 
     def recall(self) -> None:
         """Keep rows of the run's `scores.json` for these images that are not scored now.
@@ -351,7 +401,7 @@ class Evaluation:
             self._append(row.epoch, dict(row.captions), row.unfinished, row.thinking, row.train_slice, row.name)
             if row.name != checkpoint_name(row.epoch, self._config):
                 # The prompt of another captioner is in its signature.
-                self.rows[-1] = replace(self.rows[-1], signature=row.signature)
+                self.rows[-1] = replace(self.rows[-1], signature=row.signature, notes=row.notes)
 
     def leave_out(self, name: str) -> None:
         """Remove the earlier scores of a row that cannot be scored now."""
@@ -409,11 +459,17 @@ class Evaluation:
             str(image): tuple((name, start, end) for name, start, end in mentions) for image, mentions in wrong.items()
         }
 
-    def _with_instruction(self, row: CheckpointScores, instruction: str | None) -> CheckpointScores:
-        """The last row with its captioner's prompt in the signature."""
-        signature = Signature.parse(row.signature)
+    def _with_origin(
+        self, row: CheckpointScores, instruction: str | None, origin: CaptionOrigin | None
+    ) -> CheckpointScores:
+        """The last row with the prompt and the origin of its captions in the signature."""
         hashed = None if instruction is None else prompt_hash(instruction)
-        self.rows[-1] = replace(row, signature=str(replace(signature, prompt=hashed, pixels=None)))
+        signature = replace(Signature.parse(row.signature), prompt=hashed, pixels=None)
+        if origin is not None:
+            exif = signature.exif if origin.source == "endpoint" else None
+            signature = replace(signature, source=origin.source, dec=origin.decoding, exif=exif)
+            row = replace(row, notes=origin.notes)
+        self.rows[-1] = replace(row, signature=str(signature))
         return self.rows[-1]
 
     def _paired_tests(self, scores: Scores) -> dict[str, dict[str, Comparison]]:

@@ -155,6 +155,7 @@ def order_predictions(
 
 # Which predictions belong to which references, and what is odd about them, in sentences.
 
+_REMEDY = "caption them, or score only the images that have both with --subset"
 LENGTH_RATIO = 2.0
 SAMPLES = 3
 SAMPLE_WIDTH = 100
@@ -178,13 +179,16 @@ class Aligned:
     warnings: tuple[str, ...]
 
 
-def align(predictions: PredictionFile, references: ReferenceFile, *, subset: bool = False) -> Aligned:
+def align(
+    predictions: PredictionFile, references: ReferenceFile, *, subset: bool = False, remedy: str = _REMEDY
+) -> Aligned:
     """Match predictions to references by id.
 
     Args:
         predictions: of one system.
         references: of the images to score.
         subset: score only images that have both; otherwise a missing prediction is an error.
+        remedy: what to do about a missing prediction, the end of the message.
 
     Raises:
         MetricInputError: images have no prediction, predicted images have no references, or no id matches at all.
@@ -203,8 +207,7 @@ def align(predictions: PredictionFile, references: ReferenceFile, *, subset: boo
     if missing and not subset:
         raise MetricInputError(
             f"{len(missing):,} of {len(described):,} images have no prediction in {predictions.source}, for example "
-            f"{_named(missing)}{similar_ids_hint(extra, missing)}{stems}{_split_hint(references)}; caption them, or "
-            "score only the images that have both with --subset."
+            f"{_named(missing)}{similar_ids_hint(extra, missing)}{stems}{_split_hint(references)}; {remedy}."
         )
     warnings = []
     if predictions.repeated:

@@ -40,6 +40,7 @@ _ORDER = (
     "proto",
     "exif",
     "pixels",
+    "source",
     "v",
 )
 
@@ -73,6 +74,7 @@ class Signature:
         proto: the evaluation protocol.
         exif: "upright" or "stored": how images were shown of which EXIF notes a rotation; None where there are none.
         pixels: "3136-1003520", limits on the pixels of an image that differ from the processor's.
+        source: "endpoint" or "file" where captune did not generate the captions; None where it did, or if unknown.
         v: captune's version.
         leak: the test images were seen in training, or its references were changed; prints as LEAK.
         others: fields of metrics that other packages register, with their versions.
@@ -93,6 +95,7 @@ class Signature:
     proto: str | None = None
     exif: str | None = None
     pixels: str | None = None
+    source: str | None = None
     v: str = __version__
     leak: bool = False
     others: tuple[tuple[str, str], ...] = ()

@@ -15,7 +15,8 @@ The file is one JSON object:
          "differences": {"CIDEr": {"pretrained": [0.05, 0.11]}},              optional
          "unfinished": ["<image id>", ...],                                   optional
          "thinking": {"<image id>": "removed"},                               optional, or "unclosed"
-         "train_slice": {"CIDEr": 0.9}},                                      optional
+         "train_slice": {"CIDEr": 0.9},                                       optional
+         "notes": ["read from a file: ...", ...]},                            optional
         ...]}
 
 Rows are in the order of training, the pretrained model first. Scores are on coco-caption's scale (CIDEr 0-10, others
@@ -149,6 +150,7 @@ class CheckpointScores(StrictRecord):
         hallucinations: image id -> the class, start and end of each hallucinated object in the caption, of images that
             have one; empty without the metric chair.
         train_slice: metric -> corpus score on a fixed slice of the training images, which shows over-fitting.
+        notes: what a reader of the row must know, such as that a server processed the images.
     """
 
     name: Name
@@ -165,6 +167,7 @@ class CheckpointScores(StrictRecord):
     thinking: Mapping[str, RemovedThinking] = field(default_factory=dict)
     train_slice: Mapping[str, Score] = field(default_factory=dict)
     hallucinations: Mapping[str, tuple[tuple[Text, Integer, Integer], ...]] = field(default_factory=dict)
+    notes: tuple[Name, ...] = ()
 
     @property
     def thinking_counts(self) -> dict[str, int]:
@@ -305,6 +308,8 @@ def _checkpoint_tree(row: CheckpointScores) -> dict[str, Any]:
         tree["train_slice"] = _numbers(row.train_slice)
     if row.hallucinations:
         tree["hallucinations"] = dict(row.hallucinations)
+    if row.notes:
+        tree["notes"] = list(row.notes)
     return tree
 
 

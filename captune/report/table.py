@@ -39,6 +39,8 @@ __all__ = [
 
 DAGGERS = {"pretrained": "†", "previous": "‡"}
 _BREAK = "\\allowbreak "
+_ORIGIN = re.compile(r"\|(?:prompt|dec|exif|pixels|source):[^|]*")
+"""Fields of a signature about how captions were made."""
 NAME_COLUMN = "checkpoint"
 LEAK_COLUMN = "leak"
 
@@ -103,6 +105,11 @@ def notes(run: RunScores) -> list[str]:
         lines.append(f"{', '.join(marks)} ({condition}).")
     if counted := [row for row in run.checkpoints if row.thinking]:
         lines.append(f"Thinking text was removed from captions: {', '.join(map(thinking_share, counted))}.")
+    rows_of: dict[str, list[str]] = {}
+    for row in run.checkpoints:
+        for note in row.notes:
+            rows_of.setdefault(note, []).append(row.name)
+    lines += [f"{', '.join(names)}: {note}." for note, names in rows_of.items()]
     return lines + [f"{mark}: {reason}" for reason, mark in leak_reasons(run).items()]
 
 
@@ -117,13 +124,19 @@ def signatures(run: RunScores) -> list[tuple[str, str]]:
     """The signatures to print below the table, each with its label.
 
     One when all rows agree, else every row's, since rows with different signatures must not be compared; models with
-    different prompts may be.
+    different prompts, endpoints and files of captions may be.
     """
     distinct = dict.fromkeys(row.signature for row in run.checkpoints)
     if len(distinct) == 1:
         return [("Signature", signature) for signature in distinct if signature]
     without_prompt = {re.sub(r"\|prompt:\w+", "", signature) for signature in distinct}
-    label = "Signatures differ in the prompt alone" if len(without_prompt) == 1 else "Not comparable, signatures differ"
+    # Where captune generated no captions, it does not know all of their prompt, decoding and image processing.
+    scoring = {_ORIGIN.sub("", signature) for signature in distinct}
+    label = "Not comparable, signatures differ"
+    if len(without_prompt) == 1:
+        label = "Signatures differ in the prompt alone"
+    elif len(scoring) == 1 and any("|source:" in signature for signature in distinct):
+        label = "Scored alike; signatures differ in how the captions were made"
     return [
         (label, ""),
         *((f"Signature of {row.name}", row.signature or "none") for row in run.checkpoints),

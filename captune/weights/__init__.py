@@ -23,11 +23,18 @@ if TYPE_CHECKING:
         sampled_hash,
         tensor_fingerprints,
     )
-    from captune.weights.folder_checks import refuse_pointer, refuse_pointers, require_complete_model
+    from captune.weights.folder_checks import (
+        adapter_settings_hash,
+        base_model_of,
+        has_image_processor,
+        holds_adapter,
+        refuse_pointer,
+        refuse_pointers,
+        require_complete_model,
+    )
     from captune.weights.peft_adapter import (
         adapter_tensors,
         attach_adapter,
-        base_model_of,
         find_adapter,
         load_adapter_tensors,
         read_adapter,
@@ -46,6 +53,7 @@ __all__ = [
     "SAFETENSORS_DTYPES",
     "TOWER_PREFIXES",
     "TensorFingerprint",
+    "adapter_settings_hash",
     "adapter_tensors",
     "attach_adapter",
     "base_model_of",
@@ -55,6 +63,8 @@ __all__ = [
     "find_adapter",
     "frozen_fingerprint",
     "full_hash",
+    "has_image_processor",
+    "holds_adapter",
     "load_adapter_tensors",
     "load_strictly",
     "missing_library",
@@ -95,12 +105,19 @@ __getattr__ = lazy_names(
         "peft_adapter": [
             "adapter_tensors",
             "attach_adapter",
-            "base_model_of",
             "find_adapter",
             "load_adapter_tensors",
             "read_adapter",
         ],
-        "folder_checks": ["require_complete_model", "refuse_pointer", "refuse_pointers"],
+        "folder_checks": [
+            "adapter_settings_hash",
+            "base_model_of",
+            "has_image_processor",
+            "holds_adapter",
+            "refuse_pointer",
+            "refuse_pointers",
+            "require_complete_model",
+        ],
         "strict": [
             "check_keys",
             "check_values",

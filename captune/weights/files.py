@@ -15,7 +15,7 @@ from captune.common import error_text
 from captune.errors import WeightsError
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
-from captune.weights.folder_checks import refuse_pointer
+from captune.weights.folder_checks import SINGLE_FILES, refuse_pointer
 
 __all__ = [
     "SAFETENSORS_DTYPES",
@@ -35,8 +35,6 @@ __all__ = [
 TOWER_PREFIXES = ("vision.", "qformer.", "query_tokens")
 """Prefixes of the towers' tensor names in a captune model."""
 
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Weights in one file, in the order of preference of transformers; `NAME.index.json` lists shards."""
 _INTEGER_DTYPES = ("I", "U", "BOOL")
 """Prefixes of integer dtypes in safetensors files."""
 SAFETENSORS_DTYPES = {

@@ -19,22 +19,19 @@ from torch import Tensor, nn
 
 from captune.common import error_text
 from captune.errors import MissingExtraError, WeightsError
-from captune.parsing import load_json
 from captune.transformers_compat import StoredNameMapping, fetch_file
-from captune.weights.files import SINGLE_FILES, read_header, torch_state
-from captune.weights.folder_checks import refuse_pointer
+from captune.weights.files import read_header, torch_state
+from captune.weights.folder_checks import ADAPTER_CONFIG, holds_adapter, refuse_pointer
 from captune.weights.strict import check_keys, check_values, quiet
 
 __all__ = [
     "adapter_tensors",
     "attach_adapter",
-    "base_model_of",
     "find_adapter",
     "load_adapter_tensors",
     "read_adapter",
 ]
 
-_CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _DOWNLOADED = (*_WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "non_lora_*.bin")
 """Files of an adapter on the hub to download: weights, settings and its processor."""
@@ -53,54 +50,15 @@ def find_adapter(model: str | Path) -> Path | None:
     """
     folder = Path(model)
     if folder.is_dir():
-        if not (folder / _CONFIG).is_file():
-            return None
-        complete = (*SINGLE_FILES, *(f"{name}.index.json" for name in SINGLE_FILES))
-        return None if any((folder / name).is_file() for name in complete) else folder
+        return folder if holds_adapter(folder) else None
     try:
-        if fetch_file(model, _CONFIG, require_connection=False) is None:
+        if fetch_file(model, ADAPTER_CONFIG, require_connection=False) is None:
             return None
         fetched = Path(snapshot_download(str(model), allow_patterns=list(_DOWNLOADED)))
     except OSError:
         # Loading the model reports what is wrong with the name.
         return None
     return fetched if any((fetched / name).is_file() for name in _WEIGHTS) else None
-
-
-def base_model_of(folder: Path) -> tuple[str, str | None]:
-    """The base model of an adapter: a folder, or a hub id.
-
-    A relative path is resolved in the adapter's folder first, then in the current one.
-
-    Returns:
-        An existing folder, or the name in the adapter's settings; and the revision of a hub id, if the settings have
-        one.
-
-    Raises:
-        WeightsError: the settings have no base model.
-    """
-    config = _settings(folder)
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise WeightsError(
-            f"{folder / _CONFIG} names no base model; set base_model_name_or_path to its folder or hub id."
-        )
-    for candidate in (folder / Path(base).expanduser(), Path(base).expanduser()):
-        if candidate.is_dir() and candidate.resolve() != folder.resolve():
-            return str(candidate), None
-    return base, config.get("revision")
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    file = folder / _CONFIG
-    refuse_pointer(file)
-    try:
-        settings = load_json(file.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError(f"it holds a {type(settings).__name__}")
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read: {error_text(error)}; copy it again from its source.") from error
-    return settings
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
@@ -133,7 +91,9 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{file} holds no tensors; copy it again from its source.")
         check_values(f"The adapter {file}", state.items())
         return dict(state)
-    raise WeightsError(f"{folder} holds {_CONFIG} and no {' or '.join(_WEIGHTS)}; copy the adapter's weights into it.")
+    raise WeightsError(
+        f"{folder} holds {ADAPTER_CONFIG} and no {' or '.join(_WEIGHTS)}; copy the adapter's weights into it."
+    )
 
 
 def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor], *, trained: bool = False) -> Any:
@@ -166,7 +126,7 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor], *, tra
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # from unknown adapter types and settings
-        raise WeightsError(f"{folder / _CONFIG} cannot be used: {error_text(error)}.") from error
+        raise WeightsError(f"{folder / ADAPTER_CONFIG} cannot be used: {error_text(error)}.") from error
     if config.is_prompt_learning or not hasattr(config, "target_modules"):
         raise WeightsError(
             f"{what} is a {config.peft_type.value} adapter, which changes no weights; captune supports LoRA-like ones."

@@ -11,8 +11,6 @@ from vision_families import save_family
 
 from captune.captioner import TransformersBackend
 from captune.cli import app, call, run
-from captune.errors import ConfigError
-from captune.evaluation.checkpoints import row_names
 from captune.metrics import prompt_hash
 from captune.report import read_scores
 
@@ -88,10 +86,3 @@ def test_what_a_model_without_a_run_needs(toy_data: Path, tmp_path: Path, capfd:
     assert evaluate("toy", "--data", manifest, "--out", tmp_path / "mine") == 2
     assert "holds 'report.html'" in capfd.readouterr().err
     assert not (tmp_path / "a").exists()
-
-
-def test_names_of_rows_tell_models_apart() -> None:
-    assert row_names(["toy", "org/model", "/a/b/c"]) == ["toy", "org/model", "b/c"]
-    assert row_names(["/x/a/model", "/y/a/model"]) == ["x/a/model", "y/a/model"]
-    with pytest.raises(ConfigError, match="named twice"):
-        row_names(["toy", "toy"])

@@ -32,7 +32,9 @@ def test_a_gap_is_an_error_unless_it_is_meant() -> None:
 
 
 def test_ids_are_joined_by_stem() -> None:
-    file = PredictionFile({"2": "b", "x/1.JPG": "a", "y\\3.png": "c", "9.5": "d"}, {"x/1.JPG": False}, ("x/1.JPG",))
+    file = PredictionFile(
+        {"2": "b", "x/1.JPG": "a", "y\\3.png": "c", "9.5": "d"}, {"x/1.JPG": False}, repeated=("x/1.JPG",)
+    )
     joined = match_stems(file, REFERENCES)
     assert joined.captions == {"2": "b", "1": "a", "3": "c", "9.5": "d"}
     assert (joined.finished, joined.repeated) == ({"1": False}, ("1",))
