@@ -328,7 +328,10 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
 def _with_headers(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            headers = list(message.get("headers", ()))
+            names = {name.lower() for name, _ in headers}
+            # A page with a policy in its response, such as a report with an inline script, keeps it.
+            message["headers"] = headers + [header for header in _HEADERS if header[0] not in names]
         await send(message)
 
     return sending

@@ -13,7 +13,7 @@ from captune.cli.shared_options import Base, checked_model, with_shared_options
 from captune.errors import InputError
 
 if TYPE_CHECKING:
-    from captune.apps.serving import Limits
+    from captune.apps.serving import Example, Limits
 
 __all__ = ["serve"]
 
@@ -105,11 +105,12 @@ def serve(
     with working("Loading torch"), extra_imports("captune serve", "train"):
         import torch  # noqa: F401  so that the message names the missing extra
     with extra_imports("captune serve", "serve"):
-        from captune.apps.serving import fetch_image, load_served, serving_application
+        from captune.apps.serving import Example, fetch_image, load_served, serving_application
     if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key.strip()):
         raise InputError("--api-key must be a text of printable ASCII characters; headers cannot carry others.")
     if missing := next((path for path in examples or [] if not path.is_file()), None):
         raise InputError(f"The example {missing} does not exist; give an image file.")
+    run = _run_folder(model)
     hosts = answered_hosts(host, url)
     listener = listening_socket(host, port)
     with listener, temporary_folder("serve") as drawn:
@@ -121,7 +122,8 @@ def serve(
             limits=server_limits,
             hosts=hosts,
             site=url,
-            examples={path.name: path for path in examples or _examples(model, drawn)},
+            examples=[Example(path) for path in examples] if examples else _examples(model, run, drawn),
+            report=None if run is None else run / "report.html",
             fetch=partial(fetch_image, most_bytes=server_limits.body) if allow_remote_images else None,
             key=api_key,
         )
@@ -140,11 +142,31 @@ def serve(
             print_message("Stopped; running requests have been answered.")
 
 
-def _examples(model: str, folder: Path) -> list[Path]:
-    """Images for the page: thumbnails of the run's evaluation, or drawn scenes."""
-    thumbnails = sorted((Path(model).expanduser() / "thumbnails").glob("*.jpg"))
-    if thumbnails:
-        return thumbnails[:: max(1, len(thumbnails) // EXAMPLES)][:EXAMPLES]
+def _run_folder(model: str) -> Path | None:
+    """The folder of the run that a run or a checkpoint names."""
+    from captune.run_checkpoints import is_run, run_of
+
+    if (named := run_of(model)) is not None:
+        return named[0]
+    folder = Path(model).expanduser().resolve()
+    return folder.parents[1] if len(folder.parents) > 1 and is_run(folder.parents[1]) else None
+
+
+def _examples(model: str, run: Path | None, folder: Path) -> list[Example]:
+    """Images for the page: thumbnails of the run's evaluation with their references, or drawn scenes."""
+    from captune.apps.serving import Example
+
+    if run is not None:
+        from captune.report import read_scores, thumbnail_path
+
+        try:
+            references = read_scores(run).references
+        except InputError:
+            references = {}
+        captions = {thumbnail_path(run, image).name: tuple(texts) for image, texts in references.items()}
+        thumbnails = sorted((run / "thumbnails").glob("*.jpg"))
+        selected = thumbnails[:: max(1, len(thumbnails) // EXAMPLES)][:EXAMPLES]
+        return [Example(path, captions.get(path.name, ())) for path in selected]
     from captune.hub import TOY
 
     if model not in TOY:
@@ -157,4 +179,4 @@ def _examples(model: str, folder: Path) -> list[Path]:
     for number, scene in enumerate(islice(sample_scenes(7, held_out=True), EXAMPLES)):
         files.append(folder / f"scene-{number}.png")
         draw_scene(scene).save(files[-1])
-    return files
+    return [Example(file) for file in files]

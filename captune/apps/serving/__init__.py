@@ -9,9 +9,10 @@ from __future__ import annotations
 from captune.apps.serving.completions import Limits
 from captune.apps.serving.request_images import ImageLimits, fetch_image
 from captune.apps.serving.served_models import ServedCaptioner, ServedModel, load_served
-from captune.apps.serving.server import serving_application
+from captune.apps.serving.server import Example, serving_application
 
 __all__ = [
+    "Example",
     "ImageLimits",
     "Limits",
     "ServedCaptioner",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -42,26 +44,47 @@ from captune.common import __version__
 if TYPE_CHECKING:
     from captune.apps.security import Application
 
-__all__ = ["PAGE_FILES", "index", "page_file", "serving_application"]
+__all__ = ["PAGE_FILES", "Example", "index", "page_file", "serving_application"]
 
 PAGE_FILES = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
 """Files that the page loads -> their types."""
 
 
-def index(names: Sequence[str], instructions: Mapping[str, str], examples: int, described: str) -> str:
+_REPORT_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">')
+"""What a report allows itself: one inline script, by its hash."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An image that the page offers.
+
+    Attributes:
+        image: its file.
+        references: captions of people, which are shown next to the answers.
+    """
+
+    image: Path
+    references: tuple[str, ...] = ()
+
+
+def index(
+    names: Sequence[str], instructions: Mapping[str, str], examples: Sequence[Example], described: str, *, report: bool
+) -> str:
     """The HTML of the page.
 
     Args:
         names: of the checkpoints, in the order of training.
         instructions: name -> the instruction that it was tuned with.
-        examples: number of example images.
+        examples: images that are offered.
         described: name and size of the model.
+        report: whether there is a report to link to.
     """
     facts = {
         "models": list(names),
         "instructions": dict(instructions),
-        "examples": examples,
+        "examples": [example.references for example in examples],
         "described": described,
+        "report": report,
     }
     # In an attribute: the content security policy forbids inline scripts.
     return page_file("index.html").replace("{{facts}}", escape(json.dumps(facts), quote=True))
@@ -94,7 +117,8 @@ def serving_application(
     limits: Limits | None = None,
     hosts: Sequence[str] | None = LOCAL_HOSTS,
     site: str | None = None,
-    examples: Mapping[str, Path] | None = None,
+    examples: Sequence[Example] = (),
+    report: Path | None = None,
     fetch: Callable[[str], bytes] | None = None,
     key: str | None = None,
 ) -> Application:
@@ -105,7 +129,8 @@ def serving_application(
         limits: on requests.
         hosts: accepted names in the Host header; None accepts any.
         site: beginning of the page's address behind a proxy.
-        examples: name -> image file, shown on the page.
+        examples: images that the page offers.
+        report: page of the run, which is linked while it exists.
         fetch: downloads a remote image; None refuses them.
         key: needed by all requests except /health; None answers without one.
     """
@@ -139,7 +164,7 @@ def serving_application(
     application.router.route_class = BoundedRoute
     _add_failures(application)
     _add_endpoint(application, served, engine, metrics, answering)
-    _add_page(application, served, dict(examples or {}))
+    _add_page(application, served, examples, report)
     keyed: Any = application
     if key is not None:
         keyed = KeyMiddleware(application, key, public=("/health",), refusal=refusal)
@@ -212,12 +237,13 @@ def _add_endpoint(
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_page(application: FastAPI, served: ServedModel | ServedCaptioner, examples: dict[str, Path]) -> None:
-    names = list(examples)
-
+def _add_page(
+    application: FastAPI, served: ServedModel | ServedCaptioner, examples: Sequence[Example], report: Path | None
+) -> None:
     @application.get("/", include_in_schema=False)
     async def page() -> Response:
-        text = index(served.names, served.instructions, len(names), served.described)
+        has_report = report is not None and report.is_file()
+        text = index(served.names, served.instructions, examples, served.described, report=has_report)
         return Response(text, media_type="text/html; charset=utf-8", headers={"cache-control": "no-store"})
 
     @application.get("/page/{name}", include_in_schema=False)
@@ -228,9 +254,21 @@ def _add_page(application: FastAPI, served: ServedModel | ServedCaptioner, examp
 
     @application.get("/examples/{number}", include_in_schema=False)
     async def example(number: str) -> Response:
-        if not (number.isascii() and number.isdecimal() and len(number) < 4 and int(number) < len(names)):
+        if not (number.isascii() and number.isdecimal() and len(number) < 4 and int(number) < len(examples)):
             raise APIError(404, "There is no such example.")
-        return FileResponse(examples[names[int(number)]])
+        return FileResponse(examples[int(number)].image)
+
+    @application.get("/report", include_in_schema=False)
+    def report_page() -> Response:
+        try:
+            text = "" if report is None else report.read_text(encoding="utf-8")
+        except OSError:
+            text = ""
+        policy = _REPORT_POLICY.search(text)
+        if policy is None:
+            raise APIError(404, "There is no report.")
+        headers = {"cache-control": "no-store", "content-security-policy": f"{policy[1]}; frame-ancestors 'none'"}
+        return HTMLResponse(text, headers=headers)
 
 
 def _add_failures(application: FastAPI) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from captune.captioner import Captioner
+from captune.report import CheckpointScores, RunScores, write_page, write_scores, write_thumbnails
 
 DROP = """
 ([data, name, type]) => {
@@ -100,8 +102,41 @@ def test_examples_and_decoding(page: Any, start_server: Any, browser: Any) -> No
     assert len(_next_event(other, "toy").split()) <= 2
     assert other.locator(".cut").count() == 1
     other.close()
-    # The run of the other tests has no pictures.
+    # The run of the other tests has no pictures and no report.
+    assert not page.locator("#report").is_visible()
     assert page.locator("#examples img").count() == 0
+
+
+def test_references_of_examples_and_the_report_of_a_run(
+    served_run: Path, picture_files: list[Path], tmp_path: Path, start_server: Any, browser: Any
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(served_run, folder)
+    references = {f"day 1/{number}": (f"Scene <b>{number}</b>.", "A drawing.") for number in range(2)}
+    write_thumbnails(folder, dict(zip(references, picture_files, strict=False)))
+    row = CheckpointScores("pretrained", {"CIDEr": 0.5}, captions=dict.fromkeys(references, "A dog."))
+    write_scores(RunScores("photos", (row,), "test", "karpathy", 2, references), folder)
+    write_page(folder)
+    _, line = start_server("serve", folder / "checkpoints" / "epoch-001", "--port", 0)
+    page = browser.new_page()
+    errors: list[str] = []
+    page.context.on("console", lambda message: errors.append(message.text))
+    page.goto(line.strip())
+    assert not page.locator("#references").is_visible()
+    page.locator("#examples button").nth(1).click()
+    _next_event(page, "epoch-001")
+    assert page.locator("#references h2").inner_text() == "References"
+    assert page.locator("#references li").all_inner_texts() == ["Scene <b>1</b>.", "A drawing."]
+    # Another image has no references.
+    page.set_input_files("#file", picture_files[2])
+    page.locator("#references").wait_for(state="hidden")
+    with page.context.expect_page() as opened:
+        page.click("#report")
+    report = opened.value
+    report.locator("figure img").first.wait_for(state="attached")  # its script runs
+    assert "photos" in report.title()
+    assert errors == []
+    page.context.close()
 
 
 @pytest.mark.parametrize(

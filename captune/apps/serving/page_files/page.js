@@ -38,13 +38,21 @@
     at("models").append(make("label", {}, box, name));
   }
 
-  for (let place = 0; place < facts.examples; place++) {
+  at("report").hidden = !facts.report;
+
+  // References: captions of people, of an example only.
+  function showReferences(references) {
+    at("references").hidden = !references.length;
+    at("references").querySelector("ul").replaceChildren(...references.map((text) => make("li", { textContent: text })));
+  }
+
+  for (const [place, references] of facts.examples.entries()) {
     const picture = make("img", { src: `/examples/${place}`, alt: `Example ${place + 1}` });
     const button = make("button", { type: "button" }, picture);
     button.addEventListener("click", async () => {
       const answer = await fetch(`/examples/${place}`);
       const blob = await answer.blob();
-      take(new File([blob], `example ${place + 1}`, { type: blob.type }));
+      take(new File([blob], `example ${place + 1}`, { type: blob.type }), references);
     });
     at("examples").append(button);
   }
@@ -74,7 +82,7 @@
   }
 
   // An image from wherever: it begins a new dialogue, and is described at once.
-  function take(file) {
+  function take(file, references = []) {
     complain("");
     if (file.type && !file.type.startsWith("image/")) {
       complain(`${file.name} is not an image. Please choose a JPEG, PNG or WebP file.`);
@@ -92,6 +100,7 @@
       at("preview").src = data;
       at("preview").hidden = false;
       at("invitation").hidden = true;
+      showReferences(references);
       await startAgain();
       ask("");
     };
