@@ -22,6 +22,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from captune.common import one_line
+from captune.metrics import find_sentences, is_paragraph
 from captune.report.analysis import Analysis, analyse
 from captune.report.caption_statistics import (
     CaptionStatistics,
@@ -178,8 +179,9 @@ def explorer_data(
         `checkpoints`, `metrics` (with the mark of those of which lower scores are better), `lower` (the indices of
         these), `columns` (indices of the metrics, in display order), `failures` (their names), `left_out` (how many
         images are not on the page) and `images`, one object an image: `i` its id, `r` its references, `c` a caption a
-        row or null, `s` a list of scores a row for every metric, `f` the failures a row and `h` [start, end] of the
-        hallucinated words a row (both left out when there are none).
+        row or null, `s` a list of scores a row for every metric, `f` the failures a row, `h` [start, end] of the
+        hallucinated words a row, and where captions are paragraphs `n` the ends of the sentences a row (null for a
+        short caption) and `m` those of the references (each left out when there are none).
         `explorer_json` adds the picture as `t` and the address of the image file as `l`.
     """
     metrics = _per_image_metrics(run)
@@ -221,7 +223,16 @@ def _image(
     ]
     if any(wrong):
         tree["h"] = wrong
+    sentences = [_sentence_ends(text) if text is not None and is_paragraph(text) else None for text in tree["c"]]
+    if any(sentences):
+        tree["n"] = sentences
+        tree["m"] = [_sentence_ends(text) for text in tree["r"]]
     return tree
+
+
+def _sentence_ends(text: str) -> list[int]:
+    """The end of each sentence; the script computes the rest, so that the page stays small."""
+    return [end for _, end in find_sentences(text)]
 
 
 def _per_image_metrics(run: RunScores) -> tuple[str, ...]:

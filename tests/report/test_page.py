@@ -196,6 +196,26 @@ def test_a_model_that_never_stops_does_not_make_the_page_too_large(run: RunScore
     assert data["images"][0]["c"][0].endswith("… (2,700 characters)")
 
 
+def test_sentences_of_5000_paragraphs_hardly_enlarge_the_page(run: RunScores) -> None:
+    """Only the ends of sentences are stored, and only for images with paragraphs."""
+    text = "A red barn is next to a long road with two cows on it. " * 9
+    images = {str(index): f"{text}It is number {index}." for index in range(5000)}
+    row = dataclasses.replace(run.checkpoints[0], captions=images, per_image={i: {"CIDEr": 0.5} for i in images})
+    references = {image: (caption, "A barn.") for image, caption in images.items()}
+    big = dataclasses.replace(run, checkpoints=(row,), references=references)
+    tree = explorer_data(big, select_images(big), [{}])
+    first = tree["images"][0]
+    assert [len(ends) for ends in first["m"]] == [10, 1]
+    assert first["n"] == [first["m"][0]]
+    assert [first["c"][0][:end][-1] for end in first["n"][0]] == ["."] * 10
+    with_sentences = len(json.dumps(tree, separators=(",", ":")))
+    for image in tree["images"]:
+        del image["n"], image["m"]
+    assert with_sentences < 1.1 * len(json.dumps(tree, separators=(",", ":")))
+    short = dataclasses.replace(big, checkpoints=(dataclasses.replace(row, captions=dict.fromkeys(images, "A dog.")),))
+    assert not {"n", "m"} & set(explorer_data(short, ["1"], [{}])["images"][0])
+
+
 def test_failures_are_flagged_per_caption(run: RunScores) -> None:
     row = dataclasses.replace(
         run.checkpoints[0],

@@ -325,3 +325,77 @@ def test_hallucinated_words_are_marked_and_listed(browser: Any, tmp_path: Path) 
     assert "hallucinated_objects" not in re.sub(
         "<script.*</script>", "", write_report(tmp_path, plain)[-1].read_text(), flags=re.S
     )
+
+
+PARAGRAPHS = {
+    "pretrained": "The barn is red. The 🐶 barn is red. The barn is red. There are two dogs and a man in front of the "
+    "barn, and they are playing with a frisbee on the grass near the fence. The sky is grey and there are some trees.",
+    "epoch0": "A red barn is next to a road.",
+}
+REFERENCES = (
+    "There is a large red barn. In front of it, Dr. Miller's two cows graze on 3.5 acres of short grass.",
+    "The sky is overcast and grey.",
+)
+
+
+def _paragraph_run() -> RunScores:
+    wrong = [(word, PARAGRAPHS["pretrained"].index(word)) for word in ("dogs", "frisbee")]
+    mentions = tuple((word, start, start + len(word)) for word, start in wrong)
+    rows = [
+        CheckpointScores(
+            name=name,
+            epoch=None if name == "pretrained" else 0,
+            corpus={"CIDEr": 0.5},
+            captions={"1": text, "2": "a cat"},
+            per_image={"1": {"CIDEr": 0.5}, "2": {"CIDEr": 0.5}},
+            hallucinations={"1": mentions} if name == "pretrained" else {},
+        )
+        for name, text in PARAGRAPHS.items()
+    ]
+    return RunScores("toy", tuple(rows), "test", "karpathy", 2, {"1": REFERENCES, "2": ("a cat",)})
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
+def test_paragraphs_are_listed_by_sentence(browser: Any, tmp_path: Path, width: int, theme: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(write_report(tmp_path, _paragraph_run())[-1].as_uri())
+    card = page.locator(".card").filter(has_text="Miller")
+    lines = card.locator(".sentences li")
+    assert [re.sub(r" \d+ %.*", "", text) for text in lines.all_text_contents()] == [
+        "The barn is red.",
+        "The 🐶 barn is red.repeats sentence 1",
+        "The barn is red.repeats sentence 1",
+        "There are two dogs and a man in front of the barn, and they are playing with a frisbee on the grass near the "
+        "fence.",
+        "The sky is grey and there are some trees.",
+    ]
+    # The short caption and the other image have no list.
+    assert card.locator("td.text").nth(1).text_content() == PARAGRAPHS["epoch0"]
+    assert page.locator(".sentences").count() == 1
+    assert card.locator("mark.wrong").all_text_contents() == ["dogs", "frisbee"]
+    assert "listed by sentence" in page.locator("#legend").text_content()
+    # The nearest sentence of a reference, opened by a click.
+    nearest = lines.nth(4).locator("details p")
+    assert not nearest.is_visible()
+    lines.nth(4).locator("summary").click()
+    assert nearest.text_content() == "Nearest sentence, reference 2: The sky is overcast and grey."
+    assert nearest.is_visible()
+    assert lines.nth(3).locator("details p").text_content() == (
+        "Nearest sentence, reference 1: In front of it, Dr. Miller's two cows graze on 3.5 acres of short grass."
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    _change(page, "compare", "references")
+    assert "two" in " ".join(lines.nth(3).locator("mark.hit").all_text_contents())
+    # Differences between checkpoints are those of the running text.
+    _change(page, "compare", "before")
+    assert page.locator(".sentences").count() == 0
+    _change(page, "compare", "objects")
+    _change(page, "language", "zh")
+    assert "与第 1 句重复" in card.text_content()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    violations = axe.Axe().run(page).response["violations"]
+    assert [rule["id"] for rule in violations] == []
+    page.close()
+    assert errors == []

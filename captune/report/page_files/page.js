@@ -104,11 +104,92 @@ function marked(parts) {
   return holder;
 }
 
+// ---- Paragraphs sentence by sentence -------------------------------------------------------------------------
+
+// Start and text of each sentence, from the positions of their ends.
+function sentencesOf(text, ends) {
+  const characters = [...text];
+  let last = 0;
+  return ends.map((end) => {
+    const part = characters.slice(last, end).join("");
+    const start = end - [...part.trimStart()].length;
+    last = end;
+    return { start, end, text: part.trimStart() };
+  });
+}
+
+const wordsOf = (text) => split(text).filter((token) => /[\p{L}\p{N}]/u.test(token)).map(bare);
+
+// How many sentences of references have a word: rare words count more.
+let frequencies = null;
+function rarity(word) {
+  if (frequencies === null) {
+    frequencies = new Map([["", 0]]);
+    for (const image of data.images) {
+      image.r.forEach((text, index) => {
+        for (const sentence of image.m ? sentencesOf(text, image.m[index]) : [{ text }]) {
+          frequencies.set("", frequencies.get("") + 1);
+          for (const known of new Set(wordsOf(sentence.text))) frequencies.set(known, (frequencies.get(known) ?? 0) + 1);
+        }
+      });
+    }
+  }
+  return Math.log((frequencies.get("") + 2) / ((frequencies.get(word) ?? 0) + 1));
+}
+
+// Shared words over the words of both sentences, 0 to 1, each word weighted by its rarity.
+function overlap(one, other) {
+  const sum = (words) => [...words].reduce((total, word) => total + rarity(word), 0);
+  const [a, b] = [new Set(one), new Set(other)];
+  const total = sum(a) + sum(b);
+  return total ? (2 * sum([...a].filter((word) => b.has(word)))) / total : 0;
+}
+
+function nearest(image, words) {
+  let best = null;
+  image.r.forEach((text, index) => {
+    for (const sentence of sentencesOf(text, image.m[index])) {
+      const share = overlap(words, wordsOf(sentence.text));
+      if (best === null || share > best.share) best = { share, reference: index + 1, text: sentence.text };
+    }
+  });
+  return best;
+}
+
+const LOW_OVERLAP = 0.2;
+
+function sentenceList(image, row, mark) {
+  const seen = new Map();
+  return element("ol", { class: "sentences" }, ...sentencesOf(image.c[row], image.n[row]).map((sentence, index) => {
+    const words = wordsOf(sentence.text);
+    const key = words.join(" ");
+    const line = [mark(sentence)];
+    const before = seen.get(key);
+    if (before !== undefined && words.length) {
+      line.push(element("span", { class: "badge" }, say("repeats_sentence").replace("{n}", before)));
+    } else seen.set(key, index + 1);
+    const closest = nearest(image, words);
+    if (closest === null) return element("li", {}, ...line);
+    const share = element("span", { class: closest.share < LOW_OVERLAP ? "overlap low" : "overlap" },
+      `${Math.round(100 * closest.share)} %`);
+    return element("li", {}, element("details", {}, element("summary", {}, ...line, " ", share),
+      element("p", {}, `${say("nearest_sentence").replace("{n}", closest.reference)} `, isolated(closest.text))));
+  }));
+}
+
 function captionNode(image, row) {
   const text = image.c[row];
   if (text === null) return element("span", { class: "empty" }, say("no_caption"));
   if (text.trim() === "") return element("span", { class: "empty" }, say("empty_caption"));
   const mode = byId("compare").value;
+  if (image.n?.[row] && mode !== "before") {
+    return sentenceList(image, row, ({ start, end, text: part }) => {
+      if (mode === "references" && image.r.length) return marked(againstReferences(part, image.r));
+      if (mode !== "objects") return isolated(part);
+      const inside = (image.h?.[row] ?? []).filter((mention) => mention[0] >= start && mention[1] <= end);
+      return marked(hallucinated(part, inside.map((mention) => [mention[0] - start, mention[1] - start])));
+    });
+  }
   if (mode === "objects") return marked(hallucinated(text, image.h?.[row] ?? []));
   if (mode === "references" && image.r.length) return marked(againstReferences(text, image.r));
   if (mode === "before" && row > 0 && image.c[row - 1] !== null) return marked(againstBefore(text, image.c[row - 1]));
@@ -266,7 +347,9 @@ function draw() {
   const total = data.left_out ? ` ${say("left_out").replace("{n}", data.left_out)}` : "";
   byId("count").textContent = say("count").replace("{n}", selected.length).replace("{all}", data.images.length) + total;
   const legends = { objects: "legend_objects", references: "legend_references", before: "legend_before", none: "legend_none" };
-  byId("legend").textContent = say(legends[byId("compare").value]);
+  const mode = byId("compare").value;
+  const paragraphs = mode !== "before" && data.images.some((image) => image.n);
+  byId("legend").textContent = [say(legends[mode]), ...(paragraphs ? [say("legend_sentences")] : [])].join(" ");
   drawMore();
 }
 
