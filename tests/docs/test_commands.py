@@ -29,7 +29,7 @@ def commands_of(text: str) -> list[str]:
 
 def parse(command: str) -> None:
     """Parse the options of a command as the program does, without opening the files that it names."""
-    arguments = shlex.split(command)[1:]
+    arguments = [word for word in shlex.split(command)[1:] if word not in ("-h", "--help")]
     parent: Any = typer.main.get_command(app)
     context = parent.context_class(parent, info_name="captune")
     while hasattr(parent, "commands"):
