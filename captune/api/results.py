@@ -102,7 +102,12 @@ class EvaluationResult:
         scores = self.scores
         rows, best = [], []
         for index, (row, line) in enumerate(zip(self.rows, cells(scores), strict=True)):
-            rows.append([row.name + (" LEAK" if row.leak else ""), *(cell.value for cell in line)])
+            rows.append(
+                [
+                    row.name + (" LEAK" if row.leak else "") + (" not scored" if row.error else ""),
+                    *(cell.value for cell in line),
+                ]
+            )
             best += [(index, column) for column, cell in enumerate(line, 1) if cell.best]
         notes = [f"{label}: {text}" if text else f"{label}." for label, text in signatures(scores)]
         return ["", *map(heading, scores.metrics)], rows, best, [*notes, f"Page with every image: {self.report}"]

@@ -96,6 +96,7 @@ def run_as_json(run: RunScores, analysis: Analysis) -> dict[str, Any]:
             **({"notes": list(row.notes)} if row.notes else {}),
             "corpus": {name: value if math.isfinite(value) else None for name, value in row.corpus.items()},
             **row.thinking_counts,
+            **({} if row.error is None else {"error": row.error}),
         }
         for row in run.checkpoints
     ]
@@ -165,7 +166,7 @@ def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from captune.report import cells, daggers, heading, leak_reasons
+    from captune.report import cells, daggers, heading, leak_reasons, row_marks
 
     marks = leak_reasons(run)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
@@ -175,8 +176,8 @@ def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
     marks_width = len({rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests})
     for row, line in zip(run.checkpoints, cells(run), strict=True):
         name = Text(one_line(row.name))
-        if row.leak:
-            name.append(f" {marks[row.leak]}", style="bold red")
+        for mark in row_marks(row, marks):
+            name.append(f" {mark}", style="bold red")
         values = []
         for cell in line:
             # Marks have a fixed width, so that the decimal points of a column are aligned.

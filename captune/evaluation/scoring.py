@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from captune.decoding import (
 from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation.protocol import EvaluationSet
 from captune.metrics import (
+    METRICS,
     Comparison,
     Scorer,
     Scores,
@@ -162,7 +164,7 @@ class Evaluation:
         self.rows: list[CheckpointScores] = []
         self._config = config
         self._options = decoding_options(config)
-        self._scores: list[Scores] = []
+        self._scores: list[Scores | None] = []
         self._earlier: dict[str, CheckpointScores] = {}
         self._written = 0
         self._scorer = Scorer(
@@ -376,6 +378,18 @@ class Evaluation:
         row = self._append(epoch, texts, unfinished, thinking, train_slice or {}, name)
         return row if name is None else self._with_origin(row, instruction, origin)
 
+    def fail(self, name: str, reason: str) -> CheckpointScores:
+        """Add a row that was not scored: it has no captions, and no number for any metric.
+
+        Args:
+            name: of the row.
+            reason: one sentence.
+        """
+        columns = [column for metric in self.images.rules.metrics for column in METRICS[metric].names()]
+        corpus = dict.fromkeys(columns, math.nan)
+        row = CheckpointScores(name=name, corpus=corpus, leak=self.images.leak, error=reason)
+        return self._add_row(row, None)
+
     def recall(self) -> None:
         """Keep rows of the run's `scores.json` for these images that are not scored now.
 
@@ -398,6 +412,9 @@ class Evaluation:
     def restore(self, rows: Sequence[CheckpointScores]) -> None:
         """Add rows of an earlier part of the same run; their captions are scored again."""
         for row in rows:
+            if row.error is not None:
+                self._add_row(row, None)
+                continue
             self._append(row.epoch, dict(row.captions), row.unfinished, row.thinking, row.train_slice, row.name)
             if row.name != checkpoint_name(row.epoch, self._config):
                 # The prompt of another captioner is in its signature.
@@ -410,7 +427,8 @@ class Evaluation:
     def compare(self, epoch: int | None, other: int | None) -> dict[str, Comparison]:
         """Paired bootstrap of two scored epochs, by metric; None is the row before training."""
         # Rows of other captioners, which have no epoch either, follow the row before training.
-        scores = {row.epoch: scores for row, scores in reversed([*zip(self.rows, self._scores, strict=True)])}
+        pairs = reversed([*zip(self.rows, self._scores, strict=True)])
+        scores = {row.epoch: scores for row, scores in pairs if scores is not None}
         return paired_bootstrap(scores[epoch], scores[other])
 
     def has(self, epoch: int | None) -> bool:
@@ -446,6 +464,9 @@ class Evaluation:
             train_slice=train_slice,
             hallucinations=self._hallucinations(texts),
         )
+        return self._add_row(row, scores)
+
+    def _add_row(self, row: CheckpointScores, scores: Scores | None) -> CheckpointScores:
         self.rows.append(row)
         self._scores.append(scores)
         return row
@@ -475,23 +496,30 @@ class Evaluation:
     def _paired_tests(self, scores: Scores) -> dict[str, dict[str, Comparison]]:
         """For each metric, tests of a checkpoint against the first one and against the one before."""
         rivals = {PRETRAINED: self._scores[0], "previous": self._scores[-1]} if self._scores else {}
-        compared = {rival: paired_bootstrap(scores, other) for rival, other in rivals.items()}
+        compared = {rival: paired_bootstrap(scores, other) for rival, other in rivals.items() if other is not None}
         return {
             name: {rival: tests[name] for rival, tests in compared.items() if tests[name].is_tested}
             for name in scores.corpus
         }
 
-    def write(self) -> None:
-        """Write the rows scored since the last call: captions first, and the scores of all rows last."""
+    def write(self, *, thumbnails: bool = True) -> None:
+        """Write the rows scored since the last call: captions first, and the scores of all rows last.
+
+        Args:
+            thumbnails: write the small pictures of the page with the first rows.
+        """
         self._keep_earlier(list(self._earlier.values()))
         folder = self.output
         if not self._written:
             _write_json(folder / "captions" / f"{self.images.name}-references.json", self._annotations())
-            ids = (image.id for image in self.images.images)
-            write_thumbnails(
-                folder, dict(zip(ids, self.image_files, strict=True)), exif_rotation=self._config.exif_rotation
-            )
+            if thumbnails:
+                ids = (image.id for image in self.images.images)
+                write_thumbnails(
+                    folder, dict(zip(ids, self.image_files, strict=True)), exif_rotation=self._config.exif_rotation
+                )
         for row in self.rows[self._written :]:
+            if row.error is not None:
+                continue
             results = [
                 {"image_id": image, "caption": text}
                 # So that captions of the file are flagged as those of the row.

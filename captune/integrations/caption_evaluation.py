@@ -1,7 +1,7 @@
 """A callback for transformers' `Trainer` that captions a manifest at the start and at each evaluation.
 
-Each process captions its part of the images, so that no image is captioned twice; the main process scores and writes.
-An exception in it is logged and ends no training.
+Each process captions its part of the images, so that no image is captioned twice; the main process scores, and a
+separate process writes charts and page while training continues. An exception is logged and ends no training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from captune.distributed import DistributedContext
 from captune.errors import ConfigError, InputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation import PRETRAINED, Evaluation, decoding_options, evaluation_set
 from captune.integrations.live_training import live_captioner, training_leaks
-from captune.report import RunScores, format_value, read_scores, write_report
+from captune.report import BackgroundReport, RunScores, format_value, read_scores
 
 __all__ = ["CaptionEvaluation"]
 
@@ -47,7 +47,8 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
 
     Every evaluation is a row `stepN` of the table in `output`, the first one `pretrained`; captions are those of
     `captune evaluate CHECKPOINT --data MANIFEST` with the checkpoint of the same step. The scores are metrics of the
-    trainer's evaluation, as `eval_captune_CIDEr`. A resumed training adds its rows to those of the steps before; a new
+    trainer's evaluation, as `eval_captune_CIDEr`. A row that cannot be scored says why, and training continues. The
+    page is written next to the training, and is complete when training has ended; the cost is printed. A resumed training adds its rows to those of the steps before; a new
     training in the folder of another one writes to `OUTPUT-2`.
 
     Args:
@@ -89,6 +90,8 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
         self._processor = processor
         self._find_leaks = find_leaks
         self._evaluation: Evaluation | None = None
+        self._report: BackgroundReport | None = None
+        self._seconds = {"captioning": 0.0, "scoring": 0.0}
         self._scores: dict[int, dict[str, float]] = {}
         self._failures: dict[int, str] = {}
         self._is_training = False
@@ -103,12 +106,13 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
         dist = _context(args)
         self._is_training = True
         self._evaluation, self._scores, self._failures = None, {}, {}
+        self._report, self._seconds = None, {"captioning": 0.0, "scoring": 0.0}
         rows = _on_main(dist, lambda: self._begin(state.global_step, kwargs.get("train_dataloader")))
         if isinstance(rows, str):
             self._report_failure(dist, "start", rows)
         else:
-            self._scores = rows
-        if not self._scores:
+            self._scores, self._failures = rows["scores"], rows["failures"]
+        if not self._scores and not self._failures:
             self._evaluate(args, state, control, dist, kwargs)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
@@ -128,11 +132,22 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
             metrics.setdefault(f"eval_{decisive}", math.nan)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop: the model that is evaluated after training may be of another step."""
+        """Wait for the page, and stop: the model that is evaluated after training may be of another step."""
         self._is_training = False
+        if self._report is None:
+            return
+        start = time.perf_counter()
+        if error := self._report.finish():
+            logger.error("The page cannot be written to %s: %s", self.output, error)
+        waited = time.perf_counter() - start
+        cost = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self._seconds.items())
+        tqdm.write(
+            f"captune  cost of {len(self._scores) + len(self._failures)} evaluations: {cost}; charts and page "
+            f"{self._report.seconds:.1f} s in another process, {waited:.1f} s of them after training"
+        )
 
-    def _begin(self, step: int, dataloader: Any) -> dict[int, dict[str, float]]:
-        """Prepare the table in the main process; the scores of earlier steps by step."""
+    def _begin(self, step: int, dataloader: Any) -> dict[str, dict[int, Any]]:
+        """Prepare the table in the main process; the scores and failures of earlier steps by step."""
         folder, rows = self._folder(step)
         if folder != self.output:
             logger.warning("%s holds other scores; those of this training are written to %s.", self.output, folder)
@@ -142,7 +157,14 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
         if rows is not None:
             evaluation.restore([row for row in rows.checkpoints if _step(row.name) <= step])
         self._config, self._evaluation = config, evaluation
-        return {_step(row.name): dict(row.corpus) for row in evaluation.rows}
+        ids = (str(image.id) for image in images.images)
+        self._report = BackgroundReport(
+            folder, dict(zip(ids, self._files(), strict=True)), exif_rotation=config.exif_rotation
+        )
+        return {
+            "scores": {_step(row.name): dict(row.corpus) for row in evaluation.rows if row.error is None},
+            "failures": {_step(row.name): row.error for row in evaluation.rows if row.error is not None},
+        }
 
     def _folder(self, step: int) -> tuple[Path, RunScores | None]:
         """The output folder, and its scores if training continues from a step after the first.
@@ -172,7 +194,7 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
             self._images.name,
             self._images.split,
             self._images.protocol,
-        ) and all(set(row.captions) == images for row in scores.checkpoints)
+        ) and all(row.error is not None or set(row.captions) == images for row in scores.checkpoints)
         is_ours = all(row.name == PRETRAINED or _STEP.fullmatch(row.name) for row in scores.checkpoints)
         return scores if same and is_ours and not (folder / "config.yaml").exists() else None
 
@@ -221,10 +243,13 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
             complete = dist.gather(part[0], len(self._images.images))
             result = _on_main(dist, lambda: self._score(name, complete, prompt))
         ended = time.perf_counter()
+        self._seconds["captioning"] += captioned - start
+        self._seconds["scoring"] += ended - captioned
         entry = {"name": name, "step": step, "epoch": state.epoch}
         if isinstance(result, str):
             self._failures[step] = result
             self._report_failure(dist, name, result)
+            self._add_failure(dist, name, result)
             self._write_log(dist, entry | {"error": result})
             return
         self._scores[step] = result
@@ -252,17 +277,30 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
                 return [Caption("", 0, False) if caption is None else caption for caption in error.captions], prompt
 
     def _score(self, name: str, captions: Sequence[Caption], prompt: str | None) -> dict[str, float]:
-        """Score captions in the main process, and write the table with all rows and the page."""
+        """Score captions in the main process, and write the table with all rows."""
         if self._evaluation is None:
             raise ConfigError("The evaluation could not be prepared at the start of training.")
         row = self._evaluation.score(None, captions, name=name, instruction=prompt)
+        self._write(name)
+        return dict(row.corpus)
+
+    def _add_failure(self, dist: DistributedContext, name: str, reason: str) -> None:
+        """Add a row that says why it was not scored, in the main process."""
+        if dist.is_main and self._evaluation is not None:
+            self._evaluation.fail(name, reason)
+            self._write(name)
+
+    def _write(self, name: str) -> None:
+        """Write the table with all rows, and begin to write charts and page."""
+        assert self._evaluation is not None
+        assert self._report is not None
         try:
             with folder_lock(self.output, "captune.integrations"):
-                self._evaluation.write()
-                write_report(self.output, self._evaluation.run_scores())
+                self._evaluation.write(thumbnails=False)
         except Exception as error:  # the row is kept, and is written with the next one
-            logger.error("%s is scored, but cannot be written to %s: %s", name, self.output, _sentence(error))
-        return dict(row.corpus)
+            logger.error("%s cannot be written to %s: %s", name, self.output, _sentence(error))
+        else:
+            self._report.update()
 
     def _report_failure(self, dist: DistributedContext, name: str, reason: str) -> None:
         if dist.is_main:

@@ -12,6 +12,7 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.report.analysis import Analysis, analyse
+    from captune.report.background import BackgroundReport
     from captune.report.chart import draw_chart, draw_heatmap
     from captune.report.columns import format_value, heading, order_metrics, shows_zero
     from captune.report.comparison import Comparison, compare_runs, matrices, most_different_lines
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         markdown_table,
         notes,
         read_csv,
+        row_marks,
         signatures,
     )
     from captune.report.thumbnails import thumbnail_path, thumbnail_sources, write_thumbnails
@@ -57,6 +59,7 @@ __all__ = [
     "MATRIX_FILES",
     "REPORT_FILES",
     "Analysis",
+    "BackgroundReport",
     "Cell",
     "CheckpointScores",
     "Column",
@@ -94,6 +97,7 @@ __all__ = [
     "read_log",
     "read_scores",
     "read_settings",
+    "row_marks",
     "sentences",
     "shows_zero",
     "signatures",
@@ -112,6 +116,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "analysis": ["Analysis", "analyse"],
+        "background": ["BackgroundReport"],
         "chart": ["draw_chart", "draw_heatmap"],
         "columns": ["format_value", "heading", "order_metrics", "shows_zero"],
         "comparison": ["Comparison", "compare_runs", "matrices", "most_different_lines"],
@@ -144,6 +149,7 @@ __getattr__ = lazy_names(
             "markdown_table",
             "notes",
             "read_csv",
+            "row_marks",
             "signatures",
         ],
         "thumbnails": ["thumbnail_path", "thumbnail_sources", "write_thumbnails"],

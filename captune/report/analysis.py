@@ -188,6 +188,7 @@ def analyse(run: RunScores, captions: RunCaptions | None = None) -> Analysis:
         run: at least one row, from `scores.json` or a table without captions.
         captions: `caption_statistics` of the run, if they are already computed.
     """
+    run = run.scored
     course = split_training_rows(run)
     others = tuple(_other(run, row, course.run.checkpoints[-1]) for row in course.others)
     run = course.run

@@ -54,8 +54,9 @@ def split_training_rows(run: RunScores) -> TrainingRows:
 
     A row with an epoch is a checkpoint; training starts from the row named "pretrained", or from a first row without an
     epoch. If no row has an epoch, as in a table of another program or trainer, rows named like steps ("step-1000",
-    "ckpt 2") are checkpoints.
+    "ckpt 2") are checkpoints. Rows that were not scored are left out.
     """
+    run = run.scored
     rows = run.checkpoints
     if len(rows) == 1:
         return TrainingRows(run, (), True)

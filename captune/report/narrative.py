@@ -114,7 +114,7 @@ def summary(run: RunScores, analysis: Analysis, language: str = "en") -> str:
         language: one of `LANGUAGES`.
     """
     texts = catalogue(language)
-    topics = ["missing", "thinking", "captioners", "models"]
+    topics = ["failed", "missing", "thinking", "captioners", "models"]
     topics += ["advice"] if analysis.is_training else []
     topics += ["overfit"] if analysis.overfit else []
     statements = dict(_Narrative(analysis, texts).statements(run))
@@ -157,7 +157,12 @@ class _Narrative:
     def statements(self, run: RunScores) -> Iterator[tuple[str, str]]:
         """The topic and text of every statement, in the order of the report."""
         analysis = self.analysis
-        texts = [("leak", self.leak(run)), ("missing", self.missing()), ("thinking", self.thinking(run))]
+        texts = [
+            ("leak", self.leak(run)),
+            ("failed", self.failed(run)),
+            ("missing", self.missing()),
+            ("thinking", self.thinking(run)),
+        ]
         if analysis.is_training:
             rows = split_training_rows(run).run
             if len(analysis.rows) == 1:
@@ -200,6 +205,12 @@ class _Narrative:
             key = "missing.part_all" if len(rows) == len(self.analysis.rows) > 1 else "missing.part"
             parts.append(self.say(key, rows=list(rows), metrics=metrics))
         return self._parts("missing", parts)
+
+    def failed(self, run: RunScores) -> str:
+        """Rows that were not scored."""
+        rows = [row for row in run.checkpoints if row.error is not None]
+        parts = [self.say("failed.part", row=row.name, reason=(row.error or "").rstrip(".")) for row in rows]
+        return self._parts("failed", parts)
 
     def thinking(self, run: RunScores) -> str:
         """Captions whose thinking text never ends."""

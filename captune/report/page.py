@@ -283,6 +283,7 @@ def build_page(
     run_dir = None if run_dir is None else Path(run_dir)
     follow, language = not language, language or "en"
     words = catalogue(language).page
+    table, run = run, run.scored
     captions = captions or caption_statistics(run)
     failures = [row_failures(run, row) for row in run.checkpoints]
     script = _page_file("page.js")
@@ -324,15 +325,15 @@ def build_page(
             settings=_settings(run_dir, comparison),
             row_heading="checkpoint" if comparison is None else "compared_run",
             compared_runs=[] if comparison is None else list(comparison.run_names),
-            summary={name: summary(run, analysis, name) for name in LANGUAGES if analysis is not None},
+            summary={name: summary(table, analysis, name) for name in LANGUAGES if analysis is not None},
             provenance=provenance(run),
-            leaks=leak_reasons(run),
+            leaks=leak_reasons(table),
             facts=_facts(run, log),
             signatures=signatures(run),
-            lines=list(zip(run.checkpoints, cells(run), strict=True)),
+            lines=list(zip(table.checkpoints, cells(table), strict=True)),
             daggers=daggers,
-            notes={name: _notes(run, name) for name in LANGUAGES},
-            analysis={name: sentences(run, analysis, name) for name in LANGUAGES if analysis is not None},
+            notes={name: _notes(table, name) for name in LANGUAGES},
+            analysis={name: sentences(table, analysis, name) for name in LANGUAGES if analysis is not None},
             matrices=[] if comparison is None else matrices(comparison),
             score_charts=_charts(
                 score_charts(run, words) if comparison is None else comparison_charts(comparison, words)
@@ -461,6 +462,11 @@ def _notes(run: RunScores, language: str) -> list[str]:
             for row in counted
         ]
         lines.append(texts.text("note.thinking", rows=texts.join("note.separator", rows)))
+    lines += [
+        texts.text("note.error", row=one_line(row.name), reason=one_line(row.error))
+        for row in run.checkpoints
+        if row.error is not None
+    ]
     return lines + [texts.text("note.leak", mark=mark, reason=reason) for reason, mark in leak_reasons(run).items()]
 
 

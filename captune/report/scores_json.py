@@ -15,6 +15,7 @@ The file is one JSON object:
          "differences": {"CIDEr": {"pretrained": [0.05, 0.11]}},              optional
          "unfinished": ["<image id>", ...],                                   optional
          "thinking": {"<image id>": "removed"},                               optional, or "unclosed"
+         "error": "why it was not scored",                                    optional, with null for every score
          "train_slice": {"CIDEr": 0.9},                                       optional
          "notes": ["read from a file: ...", ...]},                            optional
         ...]}
@@ -28,7 +29,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -151,6 +152,8 @@ class CheckpointScores(StrictRecord):
             have one; empty without the metric chair.
         train_slice: metric -> corpus score on a fixed slice of the training images, which shows over-fitting.
         notes: what a reader of the row must know, such as that a server processed the images.
+        error: why the evaluation failed; such a row has neither captions nor scores, NaN for every metric. None for a
+            row that was scored.
     """
 
     name: Name
@@ -168,6 +171,7 @@ class CheckpointScores(StrictRecord):
     train_slice: Mapping[str, Score] = field(default_factory=dict)
     hallucinations: Mapping[str, tuple[tuple[Text, Integer, Integer], ...]] = field(default_factory=dict)
     notes: tuple[Name, ...] = ()
+    error: Name | None = None
 
     @property
     def thinking_counts(self) -> dict[str, int]:
@@ -204,6 +208,12 @@ class RunScores(StrictRecord):
     protocol: Text = ""
     images: Annotated[Integer, Field(ge=1)] | None = None
     references: Mapping[str, tuple[Text, ...]] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> RunScores:
+        """The rows that were scored, for everything but the table; all rows if none was."""
+        rows = tuple(row for row in self.checkpoints if row.error is None)
+        return self if len(rows) in (0, len(self.checkpoints)) else replace(self, checkpoints=rows)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -306,6 +316,8 @@ def _checkpoint_tree(row: CheckpointScores) -> dict[str, Any]:
         tree["thinking"] = dict(row.thinking)
     if row.train_slice:
         tree["train_slice"] = _numbers(row.train_slice)
+    if row.error is not None:
+        tree["error"] = row.error
     if row.hallucinations:
         tree["hallucinations"] = dict(row.hallucinations)
     if row.notes:

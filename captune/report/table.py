@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ __all__ = [
     "notes",
     "provenance",
     "read_csv",
+    "row_marks",
     "signatures",
 ]
 
@@ -89,6 +91,16 @@ def leak_reasons(run: RunScores) -> dict[str, str]:
     return {reason: "LEAK" if len(reasons) == 1 else f"LEAK {index}" for index, reason in enumerate(reasons, 1)}
 
 
+def row_marks(row: CheckpointScores, leaks: Mapping[str, str]) -> list[str]:
+    """What a table writes after the name of a row: its mark for a leak, and that it was not scored.
+
+    Args:
+        row: the row.
+        leaks: from `leak_reasons`.
+    """
+    return [leaks[row.leak]] * bool(row.leak) + ["not scored"] * (row.error is not None)
+
+
 def notes(run: RunScores) -> list[str]:
     """Notes on the table, a sentence each: data, scale, marks and leaks."""
     lines = [f"Data: {provenance(run)}."]
@@ -110,6 +122,7 @@ def notes(run: RunScores) -> list[str]:
         for note in row.notes:
             rows_of.setdefault(note, []).append(row.name)
     lines += [f"{', '.join(names)}: {note}." for note, names in rows_of.items()]
+    lines += [f"{row.name} was not scored: {row.error}" for row in run.checkpoints if row.error is not None]
     return lines + [f"{mark}: {reason}" for reason, mark in leak_reasons(run).items()]
 
 
@@ -126,6 +139,7 @@ def signatures(run: RunScores) -> list[tuple[str, str]]:
     One when all rows agree, else every row's, since rows with different signatures must not be compared; models with
     different prompts, endpoints and files of captions may be.
     """
+    run = run.scored
     distinct = dict.fromkeys(row.signature for row in run.checkpoints)
     if len(distinct) == 1:
         return [("Signature", signature) for signature in distinct if signature]
@@ -165,7 +179,7 @@ def markdown_table(run: RunScores, *, intervals: bool = False) -> str:
         return value + daggers(cell) + (f" {cell.interval}" if intervals and cell.interval else "")
 
     rows = [
-        [escape_markdown(row.name) + (f" **{marks[row.leak]}**" if row.leak else ""), *map(set_cell, line)]
+        [escape_markdown(row.name) + "".join(f" **{mark}**" for mark in row_marks(row, marks)), *map(set_cell, line)]
         for row, line in zip(run.checkpoints, cells(run), strict=True)
     ]
     lines = markdown_lines(["checkpoint", *(escape_markdown(heading(metric)) for metric in run.metrics)], rows)
@@ -187,7 +201,7 @@ def latex_table(run: RunScores, *, intervals: bool = False) -> str:
     )
     rows = []
     for row, line in zip(run.checkpoints, cells(run), strict=True):
-        mark = f" (\\textbf{{{escape_latex(marks[row.leak])}}})" if row.leak else ""
+        mark = "".join(f" (\\textbf{{{escape_latex(mark)}}})" for mark in row_marks(row, marks))
         rows.append([escape_latex(row.name) + mark, *map(_latex_cell, line)])
         if intervals and any(cell.interval for cell in line):
             small = (f"\\scriptsize {{{escape_latex(cell.interval)}}}" if cell.interval else "" for cell in line)

@@ -80,7 +80,7 @@ def write_report(
         "table.tex": latex_table(scores, intervals=intervals),
         "analysis.md": analysis_markdown(scores, analysis),
     }
-    contents |= {f"metrics.{name}": image for name, image in draw_chart(scores, chart_formats).items()}
+    contents |= {f"metrics.{name}": image for name, image in draw_chart(scores.scored, chart_formats).items()}
     contents["report.html"] = _page(source or run_dir, scores, language, captions, analysis)
     return [write(run_dir / name, content) for name, content in contents.items()]
 

@@ -118,7 +118,7 @@ def read_study_items(
         files = {image: path for image, path in read.images.items() if path.is_file()}
     for source in sources:
         if source.is_dir():
-            run = read_scores(source)
+            run = read_scores(source).scored
             prefix = f"{source.resolve().name}/" if len(sources) > 1 else ""
             systems += [
                 System(f"{prefix}{row.name}", row.captions, row.corpus, row.per_image) for row in run.checkpoints
