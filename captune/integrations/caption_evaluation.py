@@ -47,9 +47,10 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
 
     Every evaluation is a row `stepN` of the table in `output`, the first one `pretrained`; captions are those of
     `captune evaluate CHECKPOINT --data MANIFEST` with the checkpoint of the same step. The scores are metrics of the
-    trainer's evaluation, as `eval_captune_CIDEr`. A row that cannot be scored says why, and training continues. The
-    page is written next to the training, and is complete when training has ended; the cost is printed. A resumed training adds its rows to those of the steps before; a new
-    training in the folder of another one writes to `OUTPUT-2`.
+    trainer's evaluation, as `eval_captune_CIDEr`. A row that cannot be scored says why, and training continues. Charts
+    and page are written by another process while training continues; they are complete when it has ended, and the cost
+    is printed. A resumed training adds its rows to those of the steps before; a new training in the folder of another
+    one writes to `OUTPUT-2`.
 
     Args:
         manifest: lists the images and their reference captions.

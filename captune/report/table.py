@@ -98,7 +98,7 @@ def row_marks(row: CheckpointScores, leaks: Mapping[str, str]) -> list[str]:
         row: the row.
         leaks: from `leak_reasons`.
     """
-    return [leaks[row.leak]] * bool(row.leak) + ["not scored"] * (row.error is not None)
+    return [*([leaks[row.leak]] if row.leak else []), *(["not scored"] if row.error is not None else [])]
 
 
 def notes(run: RunScores) -> list[str]:
