@@ -96,16 +96,28 @@ def evaluation_of(manifest: Path, output: Path, *settings: str, **others: Any) -
     return CaptionEvaluation(manifest, output, "test", settings=["evaluate.max_new_tokens=6", *settings], **others)
 
 
-if __name__ == "__main__":
-    # One process of torchrun's: model, manifest and an output folder.
+def main(model: Path, manifest: Path, folder: Path) -> None:
+    """Train in this process, which may be one of torchrun's; writes its scores into `folder`."""
     torch.set_num_threads(1)
-    model, manifest, folder = (Path(argument) for argument in sys.argv[1:])
     evaluation = evaluation_of(manifest, folder / "scores")
     trainer = make_trainer(
         model, manifest, folder / "run", evaluation, max_steps=2, metric_for_best_model="captune_CIDEr"
     )
+    caption, counts = evaluation._caption, []
+
+    def counted(*parts: Any) -> Any:
+        captions, prompt = caption(*parts)
+        counts.append(len(captions))
+        return captions, prompt
+
+    evaluation._caption = counted  # type: ignore[method-assign]
     trainer.train()
     entries = [{name: entry[name] for name in entry if "captune" in name} for entry in trainer.state.log_history]
-    result = {"scores": [entry for entry in entries if entry], "best": trainer.state.best_metric}
+    result = {"scores": [entry for entry in entries if entry], "best": trainer.state.best_metric, "captions": counts}
     (folder / f"rank-{trainer.args.process_index}.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:]))

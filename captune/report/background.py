@@ -1,7 +1,7 @@
 """Write the report of a folder in a separate process, next to a training that continues.
 
 A thread of the training's process starts `python -m captune.report.background` and waits for it, which takes none of
-the training's time: charts and page are made by the other process, at the lowest priority, and without torch. Every
+the training's time: charts and page are made by the other process, at a lower priority, and without torch. Every
 file is complete under its name at any time, so that a training that is killed leaves a valid folder.
 """
 
@@ -125,6 +125,6 @@ def _write(order: Mapping[str, Any]) -> str:
 
 if __name__ == "__main__":
     if hasattr(os, "nice"):
-        os.nice(19)
+        os.nice(10)
     failure = _write(json.load(sys.stdin))
     print(json.dumps({"error": failure, "seconds": sum(os.times()[:2])}))

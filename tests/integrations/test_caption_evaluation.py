@@ -10,13 +10,18 @@ import random
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import captioner_models
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from trainer_run import PROMPT, STEPS, arguments, evaluation_of, make_model, make_trainer, rows_of
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, Trainer, TrainerCallback
@@ -24,11 +29,11 @@ from vlm_run import cards, write_rows
 
 from captune.config import parse_config
 from captune.errors import InputError
-from captune.evaluation import evaluate_models
+from captune.evaluation import Evaluation, evaluate_models
 from captune.integrations import CaptionEvaluation
-from captune.integrations import caption_evaluation as module
 from captune.integrations.live_training import live_captioner, training_leaks
-from captune.report import RunScores, read_scores, split_training_rows
+from captune.report import BackgroundReport, RunScores, read_scores, split_training_rows
+from captune.report.background import _write
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +42,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts take most of the time of a short training."""
+def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports by a thread and without charts: the start of a process takes longer than a short training."""
     monkeypatch.setattr("captune.report.write.draw_chart", lambda *_args, **_settings: {})
+    monkeypatch.setattr(BackgroundReport, "_run", lambda report: _write(report._order))
+
+
+@pytest.fixture
+def separate_process(quick_reports: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports by a separate process."""
+    monkeypatch.undo()
 
 
 @pytest.fixture
@@ -98,7 +110,8 @@ def test_losses_and_weights_are_those_without_the_callback(
     scores = read_scores(output)
     assert names(scores) == ["pretrained", "step2", "step4"]
     assert len({tuple(row.captions.values()) for row in scores.checkpoints}) == 3
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("captune  ")]
+    *printed, cost = [line for line in capsys.readouterr().out.splitlines() if line.startswith("captune  ")]
+    assert "cost of 3 evaluations" in cost
     assert [line.split()[1] for line in printed] == names(scores)
     assert all("CIDEr" in line for line in printed)
     assert (output / "report.html").is_file()
@@ -207,9 +220,15 @@ def test_an_unreadable_image_ends_no_training(
     with caplog.at_level(logging.ERROR):
         trainer.train()
     assert losses(trainer) == losses(plain)
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("captune  ")]
+    *printed, cost = [line for line in capsys.readouterr().out.splitlines() if line.startswith("captune  ")]
     assert len(printed) == 3
     assert all("not scored" in line and "9.png" in line for line in printed)
+    assert cost.startswith("captune  cost of 3 evaluations: captioning ")
+    rows = read_scores(tmp_path / "scores").checkpoints
+    assert [row.name for row in rows] == ["pretrained", "step2", "step4"]
+    assert all("9.png" in (row.error or "") and not row.captions for row in rows)
+    assert all(math.isnan(value) for row in rows for value in row.corpus.values())
+    assert "not scored" in (tmp_path / "scores" / "report.html").read_text()
     assert "training continues" in caplog.text
     log = [json.loads(line) for line in (tmp_path / "scores" / "evaluations.jsonl").read_text().splitlines()]
     assert [entry["name"] for entry in log] == ["pretrained", "step2", "step4"]
@@ -217,9 +236,10 @@ def test_an_unreadable_image_ends_no_training(
     assert trainer.state.best_model_checkpoint is None
 
 
-def test_a_row_that_fails_is_missing_and_the_others_are_scored(
+def test_a_row_that_fails_says_so_and_the_others_are_scored(
     base: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    output = tmp_path / "scores"
     caption = CaptionEvaluation._caption
     calls: list[int] = []
 
@@ -230,25 +250,115 @@ def test_a_row_that_fails_is_missing_and_the_others_are_scored(
         return caption(self, *parts)
 
     monkeypatch.setattr(CaptionEvaluation, "_caption", failing)
-    trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, tmp_path / "scores"))
-    trainer.train()
-    assert names(read_scores(tmp_path / "scores")) == ["pretrained", "step4"]
+    make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, output)).train()
+    scores = read_scores(output)
+    assert names(scores) == ["pretrained", "step2", "step4"]
+    assert [row.error for row in scores.checkpoints] == [None, "RuntimeError: out of luck", None]
     assert "captune  step2  not scored: RuntimeError: out of luck" in capsys.readouterr().out
+    # The last row is tested against the first one, and not against the row above, which has no captions.
+    assert all(set(tests) <= {"pretrained"} for tests in scores.checkpoints[2].p_values.values())
+    for file in ("table.md", "analysis.md", "report.html"):
+        assert "step2 was not scored: RuntimeError: out of luck" in (output / file).read_text()
+    assert "| step2 **not scored** | nan |" in (output / "table.md").read_text()
+    assert names(split_training_rows(scores).run) == ["pretrained", "step4"]
+    assert not list((output / "captions").glob("*step2*"))
+    # A resumed training keeps the row.
+    trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, output), max_steps=6)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    resumed = read_scores(output)
+    assert names(resumed) == ["pretrained", "step2", "step4", "step6"]
+    assert resumed.checkpoints[:3] == scores.checkpoints
+
+
+@pytest.mark.usefixtures("separate_process")
+def test_charts_and_page_are_written_by_another_process(
+    base: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = evaluation_of(manifest, tmp_path / "scores", find_leaks=False)
+    make_trainer(base, manifest, tmp_path / "run", evaluation, max_steps=2).train()
+    files = {"report.html", "metrics.png", "metrics.svg", "table.md", "table.csv", "table.tex", "analysis.md"}
+    assert files <= {file.name for file in (tmp_path / "scores").iterdir()}
+    assert len(list((tmp_path / "scores" / "thumbnails").glob("*.jpg"))) == 3
+    assert "step2" in (tmp_path / "scores" / "table.md").read_text()
+    assert evaluation._report is not None
+    assert evaluation._report.seconds > 0
+    assert "s in another process" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("separate_process")
+def test_a_report_that_fails_ends_no_training(
+    base: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "no-python"))
+    make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, tmp_path / "scores"), max_steps=2).train()
+    assert "page cannot be written" in caplog.text
+    assert names(read_scores(tmp_path / "scores")) == ["pretrained", "step2"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import trainer_run
+from captune.evaluation import scoring
+from captune.integrations import CaptionEvaluation
+from captune.report import BackgroundReport
+
+target, count = {target}, {count}
+called, calls = getattr(*target), []
+
+def fatal(*parts, **settings):
+    calls.append(parts)
+    if len(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return called(*parts, **settings)
+
+setattr(*target, fatal)
+trainer_run.main(*map(Path, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "count", "rows"),
+    [
+        ('(CaptionEvaluation, "_caption")', 2, ["pretrained"]),
+        ('(scoring, "write_scores")', 2, ["pretrained"]),
+        ('(BackgroundReport, "finish")', 1, ["pretrained", "step2"]),
+    ],
+)
+def test_a_killed_training_leaves_a_valid_folder(
+    base: Path, manifest: Path, tmp_path: Path, call: str, count: int, rows: list[str]
+) -> None:
+    """SIGKILL while a process may be writing the page; the next training adds its rows or takes another folder."""
+    program = KILLED.format(target=call, count=count)
+    killed = subprocess.run(
+        [sys.executable, "-c", program, base, manifest, tmp_path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr
+    scores = read_scores(tmp_path / "scores")
+    assert names(scores) == rows
+    assert all(set(row.captions) == {"card-8", "card-9", "card-10"} for row in scores.checkpoints)
+    evaluation = evaluation_of(manifest, tmp_path / "scores")
+    make_trainer(base, manifest, tmp_path / "again", evaluation, max_steps=2).train()
+    assert names(read_scores(evaluation.output)) == ["pretrained", "step2"]
+    assert (evaluation.output / "report.html").is_file()
 
 
 def test_an_unwritable_folder_ends_no_training(
     base: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[int] = []
-    write = module.write_report
+    write = Evaluation.write
 
-    def full(*parts: Any) -> Any:
+    def full(self: Evaluation, **settings: Any) -> None:
         calls.append(len(calls))
         if len(calls) == 1:
             raise OSError(28, "No space left on device")
-        return write(*parts)
+        write(self, **settings)
 
-    monkeypatch.setattr(module, "write_report", full)
+    monkeypatch.setattr(Evaluation, "write", full)
     trainer = make_trainer(base, manifest, tmp_path / "run", evaluation_of(manifest, tmp_path / "scores"))
     trainer.train()
     assert "No space left" in caplog.text
@@ -317,37 +427,77 @@ def test_leaks_are_searched_in_every_form_of_rows(manifest: Path) -> None:
     assert training_leaks(iter([{"image": str(path)}]), evaluated) is None
 
 
-def test_the_model_is_as_before(base: Path, manifest: Path) -> None:
+def checkpointed_layers(model: Any) -> list[Any]:
+    """Layers with gradient checkpointing, and how many of them a backward pass computes again."""
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with patch("torch.utils.checkpoint.checkpoint", wraps=torch.utils.checkpoint.checkpoint) as called:
+        for part in model.modules():
+            if hasattr(part, "_gradient_checkpointing_func"):
+                part._gradient_checkpointing_func = partial(called, use_reentrant=False)
+        model(input_ids=ids, labels=ids)
+    return [called.call_count, [getattr(part, "gradient_checkpointing", None) for part in model.modules()]]
+
+
+def adapters(model: Any) -> list[Any]:
+    layers = [
+        (layer.active_adapters, layer.disable_adapters, layer.merged, layer.merged_adapters)
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+    ]
+    values = {name: (value.requires_grad, value.sum().item()) for name, value in model.named_parameters()}
+    gradients = {name: value.grad.sum().item() for name, value in model.named_parameters() if value.grad is not None}
+    assert layers
+    assert gradients
+    return [model.active_adapters, layers, values, gradients]
+
+
+STATES: dict[str, Callable[[Any, Any], Any]] = {
+    "adapters": lambda model, processor: adapters(model),
+    "configurations and use_cache": lambda model, processor: [
+        *((config.to_dict(), config.use_cache) for config in (model.config, model.config.get_text_config())),
+        model.generation_config.to_dict(),
+    ],
+    "gradient checkpointing": lambda model, processor: checkpointed_layers(model),
+    "modes": lambda model, processor: [(id(part), part.training) for part in model.modules()],
+    "processor": lambda model, processor: [processor.tokenizer.padding_side, processor.tokenizer.truncation_side],
+    "random states": lambda model, processor: [
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    ],
+    "stored tensors": lambda model, processor: [
+        (id(part), sorted(part._buffers), sorted(k for k, v in vars(part).items() if isinstance(v, torch.Tensor)))
+        for part in model.modules()
+    ],
+}
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_the_model_is_as_before(base: Path, manifest: Path, what: str) -> None:
     model = make_model(base).train()
+    model.add_adapter("other", model.peft_config["default"])
+    model.set_adapter("other")
     model.activation_checkpointing_enable()
     model.enable_input_require_grads()
     model.config.use_cache = False
+    model.config.get_text_config().use_cache = False
     model.generation_config.temperature = 0.7
     model.get_base_model().model.language_model.layers[0].eval()
     processor = AutoProcessor.from_pretrained(base)
     processor.tokenizer.padding_side = "right"
-
-    def state() -> list[Any]:
-        modules = [(id(part), part.training, sorted(part._buffers)) for part in model.modules()]
-        configs = [model.config.to_dict(), model.generation_config.to_dict()]
-        return [
-            modules,
-            configs,
-            processor.tokenizer.padding_side,
-            random.getstate(),
-            np.random.get_state()[1].tolist(),
-        ]
-
-    before, generator = state(), torch.get_rng_state()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    before = STATES[what](model, processor)
     with live_captioner(model, processor) as captioner:
-        assert not model.training
+        assert not any(part.training for part in model.modules())
         assert model.config.use_cache
         assert captioner.caption_files([manifest.parent / "8.png"], max_new_tokens=3)
         torch.rand(1)
         random.random()
         np.random.rand()
-    assert state() == before
-    assert torch.equal(torch.get_rng_state(), generator)
+    assert STATES[what](model, processor) == before
+    if what == "gradient checkpointing":
+        assert before[0] > 0
 
 
 def test_settings_are_checked_before_training(manifest: Path, tmp_path: Path) -> None:
@@ -420,6 +570,7 @@ def test_two_processes_caption_each_image_once(base: Path, manifest: Path, tmp_p
     expected = evaluated(tmp_path / "run" / "checkpoint-2", manifest, tmp_path / "evaluated")
     assert dict(scores.checkpoints[-1].captions) == expected
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert [rank.pop("captions") for rank in ranks] == [[2, 2], [1, 1]]
     assert ranks[0] == ranks[1]
     assert [entry["eval_captune_CIDEr"] for entry in ranks[0]["scores"]] == [
         row.corpus["CIDEr"] for row in scores.checkpoints
