@@ -27,13 +27,13 @@ a bar, and prints `messages`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from captune.common import duration
 
-__all__ = ["Event", "EventText", "Listener", "Progress"]
+__all__ = ["Event", "EventText", "Listener", "Progress", "thinking_note"]
 
 Event = dict[str, Any]
 """One thing that happened."""
@@ -180,6 +180,18 @@ def _scores(event: Event) -> str:
     return "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
 
 
+def thinking_note(counts: Mapping[str, Any]) -> str:
+    """How many captions had thinking text, such as "thinking texts removed: 12, of which 3 never end"; empty if none.
+
+    Args:
+        counts: has `CheckpointScores.thinking_counts`.
+    """
+    if not counts.get("thinking"):
+        return ""
+    endless = f", of which {counts['unclosed']:,} never end" if counts["unclosed"] else ""
+    return f"thinking texts removed: {counts['thinking']:,}{endless}"
+
+
 def _run(event: Event) -> list[str]:
     resumed = [f"Resuming after step {event['step']:,}."] if event["step"] else []
     processes = "1 process" if event["processes"] == 1 else f"{event['processes']} processes"
@@ -222,9 +234,8 @@ def _sharded(event: Event) -> list[str]:
 
 def _evaluation(event: Event) -> list[str]:
     lines = [f"{_checkpoint(event):<11} {_scores(event)}"]
-    if event.get("thinking"):
-        endless = f", of which {event['unclosed']:,} never end" if event["unclosed"] else ""
-        lines.append(f"{_checkpoint(event):<11} thinking texts removed: {event['thinking']:,}{endless}")
+    if removed := thinking_note(event):
+        lines.append(f"{_checkpoint(event):<11} {removed}")
     if event.get("page") and event["epoch"] is None:
         lines.append(f"Every image with every caption, refreshed after each epoch: {event['page']}")
     return lines

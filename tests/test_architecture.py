@@ -139,7 +139,17 @@ WALLS["api"] = {
 }
 WALLS["cli"] = set(WALLS)
 WALLS["__main__"] = {"cli"}
-WALLS["integrations"] = {"captioner", "config", "data", "decoding", "distributed", "evaluation", "model", "report"}
+WALLS["integrations"] = {
+    "captioner",
+    "config",
+    "data",
+    "decoding",
+    "distributed",
+    "evaluation",
+    "events",
+    "model",
+    "report",
+}
 
 
 def modules(repository: Path) -> Iterator[Path]:

@@ -30,6 +30,7 @@ from captune.decoding import Caption
 from captune.distributed import DistributedContext
 from captune.errors import ConfigError, InputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation import PRETRAINED, Evaluation, decoding_options, evaluation_set
+from captune.events import thinking_note
 from captune.integrations.live_training import live_captioner, training_leaks
 from captune.report import BackgroundReport, RunScores, format_value, read_scores
 
@@ -257,7 +258,9 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
         if dist.is_main:
             leak = "  LEAK" if self._evaluation is not None and self._evaluation.images.leak is not None else ""
             shown = "  ".join(f"{metric} {format_value(value)}" for metric, value in result.items())
-            tqdm.write(f"captune  {name}  {shown}{leak}")
+            thinking = self._evaluation.rows[-1].thinking_counts if self._evaluation is not None else {}
+            removed = thinking_note(thinking)
+            tqdm.write(f"captune  {name}  {shown}{leak}{removed and f'  {removed}'}")
         seconds = {"caption_seconds": round(captioned - start, 3), "score_seconds": round(ended - captioned, 3)}
         self._write_log(dist, entry | seconds | {"scores": result})
         _log(state, args, control, _prefixed(result))

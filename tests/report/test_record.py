@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,8 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captune.cli.report_output import run_as_json
 from captune.errors import InputError, ToolError
-from captune.report import CheckpointScores, RunScores, read_scores, write_scores
+from captune.report import (
+    CheckpointScores,
+    RunScores,
+    analyse,
+    markdown_table,
+    read_scores,
+    write_report,
+    write_scores,
+)
 from captune.report.scores_json import scores_from_json, scores_to_json
 
 
@@ -156,3 +166,52 @@ def test_writing_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: 
         write_scores(run, tmp_path)
     assert (tmp_path / "scores.json").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
+
+
+def failed(run: RunScores, index: int) -> RunScores:
+    """The run with a row that was not scored."""
+    row = run.checkpoints[index]
+    rows = list(run.checkpoints)
+    rows[index] = CheckpointScores(
+        name=row.name, epoch=row.epoch, corpus=dict.fromkeys(row.corpus, math.nan), error="No space left on device."
+    )
+    return dataclasses.replace(run, checkpoints=tuple(rows))
+
+
+@pytest.mark.parametrize("index", [0, 2, 5])
+def test_a_row_that_was_not_scored_says_so_and_changes_nothing_else(
+    index: int, make_run: Any, slides: Any, tmp_path: Path
+) -> None:
+    run = failed(make_run(slides, half_width=0.01), index)
+    name = run.checkpoints[index].name
+    assert scores_from_json(scores_to_json(run)) == run
+    others = dataclasses.replace(run, checkpoints=run.checkpoints[:index] + run.checkpoints[index + 1 :])
+    assert run.scored == others
+    assert analyse(run) == analyse(others)
+    write_scores(run, tmp_path)
+    write_report(tmp_path, chart_formats=("svg",))
+    assert f"| {name} **not scored** | nan |" in (tmp_path / "table.md").read_text()
+    assert f"{name} (\\textbf{{not scored}})" in (tmp_path / "table.tex").read_text()
+    for file in ("table.md", "analysis.md", "report.html"):
+        assert f"{name} was not scored: No space left on device." in (tmp_path / file).read_text()
+    assert markdown_table(others).splitlines()[-1] == markdown_table(run).splitlines()[-1], "one signature"
+    assert run_as_json(run, analyse(run))["checkpoints"][index]["error"] == "No space left on device."
+
+
+def test_a_page_of_rows_of_which_none_was_scored(make_run: Any, tmp_path: Path) -> None:
+    run = make_run({"CIDEr": (0.1, 0.2), "BLEU-4": (0.1, 0.2)})
+    write_scores(failed(failed(run, 0), 1), tmp_path)
+    write_report(tmp_path, chart_formats=("png",))
+    assert (tmp_path / "report.html").read_text().count("No space left on device") >= 4
+
+
+def test_old_files_have_no_thinking_texts(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.1, 0.2)})
+    assert '"thinking"' not in scores_to_json(run)
+    assert run.checkpoints[0].thinking_counts == {}
+    rows = (dataclasses.replace(run.checkpoints[0], thinking={"1": "removed", "2": "unclosed"}), run.checkpoints[1])
+    counted = dataclasses.replace(run, checkpoints=rows)
+    assert scores_from_json(scores_to_json(counted)) == counted
+    assert rows[0].thinking_counts == {"thinking": 2, "unclosed": 1}
+    with pytest.raises(InputError, match="thinking"):
+        scores_from_json(scores_to_json(counted).replace('"removed"', '"lost"'))
