@@ -24,12 +24,13 @@ from captune.common import __version__, lazy_names
 from captune.errors import CaptuneError, MissingExtraError
 
 if TYPE_CHECKING:
-    from captune.api import ComparedSystems, EvaluationResult, TuningResult, compare, evaluate, score, tune
+    from captune.api import ComparedSystems, compare, evaluate, score, tune
     from captune.captioner import Captioner
     from captune.config import RunConfig, load_config
     from captune.decoding import DecodingOptions
     from captune.metrics import Scores
     from captune.model import MiniGPT4
+    from captune.results import EvaluationResult, TuningResult
 
 __all__ = [
     "Captioner",
@@ -53,12 +54,13 @@ _WITH_TORCH = ("Captioner", "MiniGPT4")
 _import_name = lazy_names(
     __name__,
     {
-        "api": ["ComparedSystems", "EvaluationResult", "TuningResult", "compare", "evaluate", "score", "tune"],
+        "api": ["ComparedSystems", "compare", "evaluate", "score", "tune"],
         "captioner": ["Captioner"],
         "config": ["RunConfig", "load_config"],
         "decoding": ["DecodingOptions"],
         "metrics": ["Scores"],
         "model": ["MiniGPT4"],
+        "results": ["EvaluationResult", "TuningResult"],
     },
 )
 

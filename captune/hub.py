@@ -20,10 +20,11 @@ from captune.common import did_you_mean
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.parsing import load_json
-from captune.run_checkpoints import selected_checkpoint
+from captune.run_checkpoints import ADAPTER, RECORD, TRAINED, selected_checkpoint
 from captune.weights import base_model_of, has_image_processor, holds_adapter, refuse_pointers
 
 __all__ = [
+    "MINIGPT4",
     "TOY",
     "ModelKind",
     "ResolvedModel",
@@ -31,6 +32,7 @@ __all__ = [
     "detect_offline",
     "is_hub_id",
     "is_on_hub",
+    "kind_of_model",
     "locate_base",
     "locate_checkpoint",
     "locate_model",
@@ -45,6 +47,8 @@ __all__ = [
 
 TOY = {"toy": "pretrained", "toy-vlm": "pretrained_vlm"}
 """Models that come with captune: names, and folders in `captune/toy`."""
+MINIGPT4 = "captune_minigpt4"
+"""The `model_type` of a MiniGPT-4 in its config.json."""
 ModelKind = Literal["model", "checkpoint", "adapter", "hub", "parts"]
 _ANSWER_TIMEOUT = 5.0  # seconds for an answer of the hub
 _CONNECT_TIMEOUT = 1.0
@@ -239,24 +243,84 @@ def _kind(folder: Path) -> ModelKind | None:
 
 
 def locate_checkpoint(name: str | Path) -> Path:
-    """The folder of a checkpoint.
+    """The folder of a checkpoint or an adapter, downloaded if it is on the hub.
 
     Args:
-        name: the folder itself, or that of a run, of which it is the best one, or `RUN@epoch1`.
+        name: the folder itself, or that of a run, of which it is the best one, or `RUN@epoch1`, or a hub id.
 
     Raises:
         WeightsError: there is no such checkpoint.
     """
     folder = Path(name).expanduser()
-    if (folder / "checkpoint.json").is_file():
+    if _is_trained(folder):
         return folder.resolve() if folder.is_symlink() else folder
     selected = selected_checkpoint(name)
     if selected is not None:
         return selected.folder
+    if not folder.exists() and is_hub_id(str(name)) and not (folder.parent != Path() and folder.parent.is_dir()):
+        return _download_checkpoint(str(name))
     here = sorted(path.parent.name for path in folder.parent.glob("epoch-*/checkpoint.json"))
     expected = f"there are {', '.join(here)}" if here else "expected a folder such as runs/stage1/checkpoints/epoch-003"
     state = "No checkpoint is in" if folder.is_dir() else "There is no folder"
     raise WeightsError(f"{state} {name}; {expected}, or the folder of a run.")
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint, or the tensors of an adapter."""
+    if (folder / RECORD).is_file():
+        return True
+    is_complete = (folder / "config.json").is_file()
+    return not is_complete and (folder / "adapter_config.json").is_file() and (folder / ADAPTER).is_file()
+
+
+def _download_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint or an adapter of the hub, in the cache.
+
+    Raises:
+        WeightsError: the hub does not provide it, or it is another kind of model.
+    """
+    from huggingface_hub import snapshot_download
+
+    if detect_offline() and not _is_cached(name):
+        raise WeightsError(
+            f"There is no folder {name}, and no connection to the Hugging Face hub, whose cache here does not hold a "
+            "repository of this name either; give the folder of a checkpoint or of a run, or download it first."
+        )
+    try:
+        # Not the weights of a complete model.
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", TRAINED, ADAPTER]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise WeightsError(
+            f"There is no folder {name}, and the Hugging Face hub does not provide it: {reason}."
+        ) from error
+    if not _is_trained(folder):
+        raise WeightsError(
+            f"{name} on the Hugging Face hub has neither a {RECORD} of captune nor an adapter of peft in safetensors; "
+            "a complete model is set as model.path."
+        )
+    return folder
+
+
+def kind_of_model(source: ResolvedModel) -> Literal["minigpt4", "transformers"] | None:
+    """Whether a model is a MiniGPT-4 or one of transformers; None for a hub id whose configuration is not in the cache.
+
+    Its configuration is read as JSON, without a library.
+    """
+    if source.kind == "parts":
+        return "minigpt4"
+    path: object = Path(source.path) / "config.json"
+    if source.kind == "hub":
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(source.path, "config.json")
+    elif source.kind != "model":
+        return None
+    try:
+        kind = load_json(Path(str(path)).read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return "minigpt4" if kind == MINIGPT4 else "transformers"
 
 
 def refuse_checkpoint(source: ResolvedModel) -> None:
@@ -331,9 +395,7 @@ def require_available(name: str) -> None:
     """
     if name in TOY or Path(name).expanduser().is_dir() or not detect_offline():
         return
-    from huggingface_hub import constants
-
-    if not Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").is_dir():
+    if not _is_cached(name):
         raise WeightsError(
             f"{name} cannot be read: there is no such folder here, and no connection to the Hugging Face hub, whose "
             "cache here does not hold it either; give the folder of a model, or download it first."
@@ -346,9 +408,7 @@ def is_on_hub(name: str) -> bool | None:
     Returns:
         False if the hub has no public model of that name; None if the hub cannot be asked.
     """
-    from huggingface_hub import constants
-
-    if Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").is_dir():
+    if _is_cached(name):
         return True
     if detect_offline():
         return None
@@ -364,6 +424,12 @@ def is_on_hub(name: str) -> bool | None:
     except Exception:  # of several HTTP libraries, by the release of the hub's
         return None
     return True
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots").is_dir()
 
 
 @lru_cache(maxsize=1)

@@ -108,12 +108,9 @@ def check_run(config: RunConfig, *, trains: bool) -> None:
         check_manifest(setting, path)
     check_configured_model(config.model)
     if trains:
-        from captune.hub import locate_checkpoint, refuse_checkpoint, resolve_model
+        from captune.hub import refuse_checkpoint, resolve_model
 
         refuse_checkpoint(resolve_model(config.model))
-        # A run that has begun has a copy.
-        if config.train.start is not None and not (config.output / "checkpoints" / "start").is_dir():
-            locate_checkpoint(config.train.start)
     check_output_folder(config.output)
     if trains:
         splits = {("data.train_split", name): config.data.train for name in config.data.train_splits}

@@ -64,7 +64,8 @@ WALLS: dict[str, set[str]] = {
     },
     "report": {"config", "data", "metrics"},
     "agreement": {"data", "metrics", "report"},
-    "run_folders": {"config", "data", "metrics", "report", "run_checkpoints"},
+    "results": {"captioner", "report"},
+    "run_folders": {"config", "data", "events", "metrics", "report", "run_checkpoints"},
     "evaluation": {
         "captioner",
         "config",
@@ -94,10 +95,13 @@ WALLS: dict[str, set[str]] = {
         "metrics",
         "model",
         "hub",
+        "preflight",
         "report",
+        "results",
         "run_folders",
         "run_checkpoints",
         "transformers_compat",
+        "weights",
     },
     "explain": {
         "config",
@@ -126,6 +130,7 @@ WALLS: dict[str, set[str]] = {
     },
 }
 WALLS["api"] = {
+    "results",
     "captioner",
     "config",
     "data",

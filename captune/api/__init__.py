@@ -11,17 +11,15 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.api.captions import Captions
-    from captune.api.results import EvaluationResult, TuningResult
     from captune.api.running import evaluate, tune
     from captune.api.scoring import ComparedSystems, compare, score
 
-__all__ = ["Captions", "ComparedSystems", "EvaluationResult", "TuningResult", "compare", "evaluate", "score", "tune"]
+__all__ = ["Captions", "ComparedSystems", "compare", "evaluate", "score", "tune"]
 
 __getattr__ = lazy_names(
     __name__,
     {
         "captions": ["Captions"],
-        "results": ["EvaluationResult", "TuningResult"],
         "running": ["evaluate", "tune"],
         "scoring": ["ComparedSystems", "compare", "score"],
     },

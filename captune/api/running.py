@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from captune.api.progress import show_progress
-from captune.api.results import EvaluationResult, TuningResult
 from captune.common import quiet_libraries
 from captune.config import RunConfig, load_config, load_stored_config, parse_config, scale_schedule
 from captune.data import Sample, data_name, scan_manifest
@@ -20,7 +19,9 @@ from captune.errors import ConfigError
 from captune.evaluation import check_sources, evaluate_models, parse_sources
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
+from captune.results import EvaluationResult, TuningResult
 from captune.run_checkpoints import checkpoint_folders, is_run, run_of, select_checkpoint
+from captune.training import train
 
 __all__ = ["evaluate", "tune"]
 
@@ -77,12 +78,8 @@ def tune(
     check_run(run, trains=True)
     if config is None and not any(line.startswith(("train.batch_size=", "train.warmup_steps=")) for line in overrides):
         run = _with_small_data_schedule(run)
-    with extra_imports("captune.tune", "train"), quiet_libraries():
-        from captune.training import train
-
-        with show_progress(progress) as listener:
-            train(run, listener, resume=resume, overwrite=overwrite)
-    return TuningResult(run.output)
+    with show_progress(progress) as listener:
+        return train(run, listener, resume=resume, overwrite=overwrite)
 
 
 def _with_small_data_schedule(run: RunConfig) -> RunConfig:

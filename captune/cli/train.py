@@ -48,20 +48,14 @@ def run_training(
     """
     import os
 
-    from captune.cli.progress import show_progress, working
+    from captune.cli.progress import show_progress
     from captune.config import load_config
-    from captune.preflight import check_run, extra_imports, require_extra
-    from captune.run_folders import refuse_other_settings
+    from captune.preflight import check_run, require_extra
+    from captune.training import train as start
 
     settings = load_config(config, overrides)
     require_extra("captune train", "train", *(["track"] if settings.tracker == "wandb" else []))
     check_run(settings, trains=True)
-    if not overwrite:
-        refuse_other_settings(settings)
-
-    with working("Loading torch and transformers"), extra_imports("captune train", "train"):
-        from captune.training import train as start
-
     if os.environ.get("RANK", "0") != "0":
         start(settings, resume=resume, overwrite=overwrite)
         return

@@ -6,6 +6,7 @@ run stores, and `configuration_reference` into docs/configuration.md.
 
 from captune.config.files import STORED_HEADING, convert_config, load_config, load_run_config, parse_config
 from captune.config.sections import (
+    DEFAULT_LORA,
     DataConfig,
     EvaluateConfig,
     LoraConfig,
@@ -27,6 +28,7 @@ from captune.config.writing import (
 )
 
 __all__ = [
+    "DEFAULT_LORA",
     "PATHS_FILE",
     "STORED_HEADING",
     "ConfigKey",

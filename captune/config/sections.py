@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
+    "DEFAULT_LORA",
     "DataConfig",
     "EvaluateConfig",
     "LoraConfig",
@@ -138,6 +140,10 @@ class LoraConfig(_Section):
     """Linear layers to adapt, by the last part of their names; [all-linear] is all of a transformers model."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of LoRA; captions that share a prefix share its dropout mask."""
+
+
+DEFAULT_LORA = LoraConfig(rank=16, alpha=32.0, targets=("all-linear",))
+"""LoRA of a transformers model where `train.lora` is null."""
 
 
 class TrainConfig(_Section):
@@ -326,6 +332,15 @@ class RunConfig(_Section):
     def evaluation_manifest(self) -> Path:
         """Manifest that holds the evaluation images."""
         return self.data.evaluate if self.data.evaluate is not None else self.data.train
+
+    @property
+    def feature_folder(self) -> Path:
+        """Folder of the feature store: as configured, or next to the training manifest, or, read-only, in the run's."""
+        if self.data.features is not None:
+            return self.data.features
+        default = self.data.train.parent / "features"
+        existing = next(folder for folder in (default, default.parent, Path()) if folder.is_dir())
+        return default if os.access(existing, os.W_OK) else self.output / "features"
 
 
 def changed_settings(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any]]:

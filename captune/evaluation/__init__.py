@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from captune.evaluation.endpoint import EndpointOptions
     from captune.evaluation.models import evaluate_models
     from captune.evaluation.protocol import (
+        PRETRAINED,
+        START,
         Decoding,
         EvaluationSet,
         Protocol,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from captune.evaluation.robustness import evaluate_matrix
     from captune.evaluation.robustness_columns import parse_corruptions, read_instructions
     from captune.evaluation.row_sources import RowSource, check_sources, parse_sources, split_settings
-    from captune.evaluation.scoring import PRETRAINED, START, Evaluation, checkpoint_name, decoding_options, exif_mark
+    from captune.evaluation.scoring import Evaluation, checkpoint_name, decoding_options, exif_mark
 
 __all__ = [
     "PRETRAINED",
@@ -68,6 +70,8 @@ __getattr__ = lazy_names(
         "endpoint": ["EndpointOptions"],
         "models": ["evaluate_models"],
         "protocol": [
+            "PRETRAINED",
+            "START",
             "Decoding",
             "EvaluationSet",
             "Protocol",
@@ -81,6 +85,6 @@ __getattr__ = lazy_names(
         "robustness": ["evaluate_matrix"],
         "robustness_columns": ["parse_corruptions", "read_instructions"],
         "row_sources": ["RowSource", "check_sources", "parse_sources", "split_settings"],
-        "scoring": ["PRETRAINED", "START", "Evaluation", "checkpoint_name", "decoding_options", "exif_mark"],
+        "scoring": ["Evaluation", "checkpoint_name", "decoding_options", "exif_mark"],
     },
 )

@@ -30,6 +30,8 @@ from captune.parsing import load_yaml, validate
 
 __all__ = [
     "ALLOWED",
+    "PRETRAINED",
+    "START",
     "Decoding",
     "EvaluationSet",
     "Protocol",
@@ -45,6 +47,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+PRETRAINED, START = "pretrained", "start"
+"""Names of the row before training; the second in a run with `train.start`."""
 _FOLDER = Path(__file__).parent / "protocols"
 
 

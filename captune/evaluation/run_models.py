@@ -11,7 +11,7 @@ from captune.config import RunConfig
 from captune.decoding import Caption
 from captune.distributed import DistributedContext
 from captune.evaluation.scoring import Evaluation
-from captune.features import PixelSource, encode_images, features_of, image_features_of, store_root
+from captune.features import PixelSource, encode_images, features_of, image_features_of
 from captune.hub import resolve_model
 from captune.model import LANGUAGE, default_device, load_model, load_trained, restore_chat_template
 from captune.parsing import load_json
@@ -155,7 +155,7 @@ class _MiniGPT4Run:
         if not self._stored:
             size = self._config.evaluate.batch_size
             return encode_images(self._model, files, batch_size=size, exif_rotation=exif, on_progress=on_progress)
-        dist, root = DistributedContext(default_device()), store_root(self._config)
+        dist, root = DistributedContext(default_device()), self._config.feature_folder
         stored = features_of(self._config.model, files, root, dist, exif_rotation=exif, on_progress=on_progress)
         return stored.require_all("evaluation images")
 
@@ -218,7 +218,7 @@ class _ImageTextRun:
         exif = self._config.exif_rotation
         if not self._stored:
             return PixelSource(files, exif)
-        dist, root = DistributedContext(default_device()), store_root(self._config)
+        dist, root = DistributedContext(default_device()), self._config.feature_folder
         stored = image_features_of(
             self._model, self._source, files, root, dist, exif_rotation=exif, on_progress=on_progress
         )

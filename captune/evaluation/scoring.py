@@ -23,7 +23,7 @@ from captune.decoding import (
     has_captions,
 )
 from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
-from captune.evaluation.protocol import EvaluationSet
+from captune.evaluation.protocol import PRETRAINED, START, EvaluationSet
 from captune.metrics import (
     METRICS,
     Comparison,
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from captune.model import MiniGPT4
 
 __all__ = [
-    "PRETRAINED",
-    "START",
     "CaptionOrigin",
     "Evaluation",
     "checkpoint_name",
@@ -61,8 +59,6 @@ logger = logging.getLogger(__name__)
 
 _IMAGES_AT_ONCE = 128
 """Images of a model in training that are decoded at once."""
-
-PRETRAINED, START = "pretrained", "start"
 
 
 def checkpoint_name(epoch: int | None, config: RunConfig) -> str:

@@ -9,7 +9,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.features.encode import UnreadableImage, encode_images, encode_missing
     from captune.features.identity import TowerIdentity, tower_identity
-    from captune.features.prepare import StoredImages, features_of, store_root
+    from captune.features.prepare import StoredImages, features_of
     from captune.features.store import FeatureStore, StoredFeatures
     from captune.features.vlm_encoding import (
         StoreChoice,
@@ -39,7 +39,6 @@ __all__ = [
     "forecast_bytes",
     "image_features_of",
     "image_pixels_of",
-    "store_root",
     "tower_identity",
 ]
 
@@ -57,7 +56,7 @@ __getattr__ = lazy_names(
             "image_pixels_of",
         ],
         "vlm_identity": ["ImageTextIdentity", "feature_identity"],
-        "prepare": ["StoredImages", "features_of", "store_root"],
+        "prepare": ["StoredImages", "features_of"],
         "store": ["FeatureStore", "StoredFeatures"],
     },
 )

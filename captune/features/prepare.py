@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Generic
 
 import torch
 
-from captune.config import ModelConfig, RunConfig
+from captune.config import ModelConfig
 from captune.data import content_ids, folder_lock, load_image
 from captune.distributed import DistributedContext
 from captune.errors import DataError
@@ -41,7 +40,6 @@ __all__ = [
     "features_of",
     "free_space",
     "readable_images",
-    "store_root",
     "stored_images",
 ]
 
@@ -77,18 +75,6 @@ class StoredImages(Generic[Source]):
             reasons = " ".join(item.reason for item in self.unreadable[:3])
             raise DataError(f"{len(self.unreadable)} of the {what} cannot be read: {reasons}")
         return self.features
-
-
-def store_root(config: RunConfig) -> Path:
-    """The folder of a run's features.
-
-    As configured; by default next to the training manifest, or in the run's folder where that is read-only.
-    """
-    if config.data.features is not None:
-        return config.data.features
-    default = config.data.train.parent / FOLDER
-    existing = next(folder for folder in (default, default.parent, Path()) if folder.is_dir())
-    return default if os.access(existing, os.W_OK) else config.output / FOLDER
 
 
 def features_of(

@@ -170,7 +170,9 @@ def copy_checkpoint(checkpoint: Path, folder: Path, base_id: str | None = None) 
     return record
 
 
-def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[CheckpointRecord, Any]:
+def load_tuned(
+    model: Any, folder: Path, adapter: Any = None, *, keeps_other_modules: bool = False
+) -> tuple[CheckpointRecord, Any]:
     """Load a checkpoint of a transformers model into it.
 
     Args:
@@ -178,6 +180,7 @@ def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[Checkpoin
             parts that the checkpoint holds are trainable.
         folder: `checkpoints/epoch-NNN` of a run.
         adapter: peft's wrapper of the model if LoRA is attached; otherwise LoRA is attached as in the checkpoint.
+        keeps_other_modules: as in `load_adapter_tensors`.
 
     Returns:
         The record of the checkpoint; peft's wrapper, None if complete parts were trained.
@@ -195,7 +198,7 @@ def load_tuned(model: Any, folder: Path, adapter: Any = None) -> tuple[Checkpoin
         _check_frozen(frozen_fingerprint(model, record.quantized), record, folder)
         if adapter is None:
             return record, attach_adapter(model, folder, state, trained=True)
-        load_adapter_tensors(adapter, state, what)
+        load_adapter_tensors(adapter, state, what, keeps_other_modules=keeps_other_modules)
         return record, adapter
     parameters = dict(model.named_parameters())
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad} or state.keys()

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, Blip2QFormerConfig, Blip2VisionConfig, PretrainedConfig
 
+from captune.hub import MINIGPT4
+
 __all__ = ["MiniGPT4Config"]
 
 
@@ -32,7 +34,7 @@ class MiniGPT4Config(PretrainedConfig):  # type: ignore[misc]  # transformers ha
         lora: rank `r`, `alpha`, `targets` and `dropout` of LoRA on the language model; None is no LoRA.
     """
 
-    model_type = "captune_minigpt4"
+    model_type = MINIGPT4
     sub_configs: ClassVar[dict[str, Any]] = {
         "vision_config": AutoConfig,
         "qformer_config": Blip2QFormerConfig,

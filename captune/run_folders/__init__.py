@@ -12,14 +12,13 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.run_folders.caches import Cache, empty_caches, find_caches
     from captune.run_folders.deletion import Deletion, delete_run, plan_deletion
-    from captune.run_folders.files import CONFIG, IGNORED, RUN_FILES, UNTOUCHED
+    from captune.run_folders.files import CONFIG, IGNORED, RUN_FILES, UNTOUCHED, first_event, last_event
     from captune.run_folders.listing import RunSummary, best_row, find_runs, require_run, summarize
     from captune.run_folders.settings import (
         ADJUSTABLE,
         OVERWRITE,
         decisive_changes,
         other_configuration,
-        refuse_other_settings,
     )
 
 __all__ = [
@@ -38,9 +37,10 @@ __all__ = [
     "empty_caches",
     "find_caches",
     "find_runs",
+    "first_event",
+    "last_event",
     "other_configuration",
     "plan_deletion",
-    "refuse_other_settings",
     "require_run",
     "summarize",
 ]
@@ -50,14 +50,13 @@ __getattr__ = lazy_names(
     {
         "caches": ["Cache", "empty_caches", "find_caches"],
         "deletion": ["Deletion", "delete_run", "plan_deletion"],
-        "files": ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED"],
+        "files": ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "first_event", "last_event"],
         "listing": ["RunSummary", "best_row", "find_runs", "require_run", "summarize"],
         "settings": [
             "ADJUSTABLE",
             "OVERWRITE",
             "decisive_changes",
             "other_configuration",
-            "refuse_other_settings",
         ],
     },
 )

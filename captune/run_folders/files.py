@@ -1,11 +1,17 @@
-"""Names of the files in the folder of a run."""
+"""Files in the folder of a run: their names, their sizes, and the events of the log."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-__all__ = ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "file_size", "folder_size"]
+from captune.events import Event
+from captune.parsing import load_json
+
+__all__ = ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "file_size", "first_event", "folder_size", "last_event"]
 
 CONFIG = "config.yaml"
 UNTOUCHED = re.compile(r"features|cache|replaced-\d+")
@@ -36,3 +42,23 @@ def folder_size(folder: str | os.PathLike[str]) -> int:
         for parent, _, names in os.walk(folder, followlinks=False)
         for name in names
     )
+
+
+def first_event(log: Path, name: str) -> Event:
+    """The first event of this name in a log; empty if there is none."""
+    return next(_events(log, (name,)), {})
+
+
+def last_event(log: Path, names: Sequence[str]) -> Event:
+    """The last event with one of these names in a log; empty if there is none."""
+    events = list(_events(log, names))
+    return events[-1] if events else {}
+
+
+def _events(log: Path, names: Sequence[str]) -> Iterator[Event]:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, AttributeError):
+            entry: Event = load_json(line)
+            if entry.get("event") in names:
+                yield entry

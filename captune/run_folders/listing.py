@@ -14,10 +14,9 @@ from captune.config import RunConfig, load_run_config
 from captune.data import folder_in_use
 from captune.errors import ConfigError, InputError
 from captune.metrics import find_column
-from captune.parsing import load_json
 from captune.report import CheckpointScores, RunScores, read_scores
 from captune.run_checkpoints import RECORD, checkpoint_folder, checkpoint_folders, is_run, tensor_file
-from captune.run_folders.files import CONFIG, folder_size
+from captune.run_folders.files import CONFIG, folder_size, last_event
 
 __all__ = ["RunSummary", "best_row", "find_runs", "require_run", "summarize"]
 
@@ -171,21 +170,8 @@ def _is_finished(folder: Path, config: RunConfig, epochs: set[int]) -> bool:
 
 def _stopped_early(folder: Path, epoch: int) -> bool:
     """Whether the log of a run ends with an early stop at its last epoch."""
-    last: dict[str, Any] = {}
-    try:
-        with (folder / "log.jsonl").open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                if '"run"' not in line and '"early_stop"' not in line:
-                    continue
-                try:
-                    event = load_json(line)
-                except ValueError:
-                    continue
-                if isinstance(event, dict) and event.get("event") in ("run", "early_stop"):
-                    last = event
-    except OSError:
-        return False
-    return last.get("event") == "early_stop" and last.get("epoch") == epoch
+    last = last_event(folder / "log.jsonl", ("run", "early_stop"))
+    return bool(last.get("event") == "early_stop" and last.get("epoch") == epoch)
 
 
 def best_row(config: RunConfig | None, scores: RunScores) -> tuple[CheckpointScores | None, str | None]:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from captune.config import RunConfig, changed_settings, load_run_config
-from captune.errors import ConfigError
-from captune.run_folders.files import CONFIG
-
-__all__ = ["ADJUSTABLE", "OVERWRITE", "decisive_changes", "other_configuration", "refuse_other_settings"]
+__all__ = ["ADJUSTABLE", "OVERWRITE", "decisive_changes", "other_configuration"]
 
 ADJUSTABLE = frozenset({"train.epochs", "train.select", "train.early_stop", "train.keep"})
 """Settings that may change in the folder of a run: they decide how long it trains and what is kept of it."""
@@ -32,21 +28,6 @@ def other_configuration(output: Path, changes: Changes) -> str:
         f"{output} already holds a run with another configuration ({_shown_changes(changes)}); give another folder "
         "with output=..."
     )
-
-
-def refuse_other_settings(config: RunConfig) -> None:
-    """Refuse an output folder that holds a run with other settings, without reading its checkpoints.
-
-    Raises:
-        ConfigError: names the settings, with both values.
-    """
-    try:
-        stored = load_run_config(config.output / CONFIG)
-    except ConfigError:
-        return  # no run, or a damaged one, which the run reports
-    changes = decisive_changes(changed_settings(stored.model_copy(update={"output": config.output}), config))
-    if changes:
-        raise ConfigError(other_configuration(config.output, changes) + OVERWRITE)
 
 
 def _shown_changes(changes: dict[str, tuple[object, object]]) -> str:

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from captune.training.memory_plan import Measured, Plan, Planner, Proposal, measure_memory
     from captune.training.minigpt4 import load_for_training
     from captune.training.optimizer import learning_rate
+    from captune.training.run import check_settings, train
     from captune.training.sample_order import TrainingSamples
-    from captune.training.trainer import TrainStep, train
+    from captune.training.trainer import TrainStep
     from captune.training.vlm_memory_plan import ImageTextPlanner, StoreForecast, measure_image_text_memory
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "StoreForecast",
     "TrainStep",
     "TrainingSamples",
+    "check_settings",
     "learning_rate",
     "load_for_training",
     "measure_image_text_memory",
@@ -43,7 +45,8 @@ __getattr__ = lazy_names(
         "vlm_memory_plan": ["ImageTextPlanner", "StoreForecast", "measure_image_text_memory"],
         "minigpt4": ["load_for_training"],
         "feature_stage": ["store_features"],
+        "run": ["check_settings", "train"],
         "sample_order": ["TrainingSamples"],
-        "trainer": ["TrainStep", "train"],
+        "trainer": ["TrainStep"],
     },
 )

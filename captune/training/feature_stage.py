@@ -12,7 +12,6 @@ from captune.data import resolve_image
 from captune.distributed import distributed_context
 from captune.evaluation import decoding_options, evaluation_set, training_images
 from captune.events import Listener
-from captune.features import store_root
 from captune.hub import resolve_model
 from captune.training.preparation import run_features
 from captune.training.vlm_model import (
@@ -63,4 +62,4 @@ def store_features(config: RunConfig, listener: Listener | None = None) -> Featu
         else:
             of_training = of_evaluation = partial(run_features, source, config, dist=dist, listener=listener)
         stored = [of_training(training, "training images"), of_evaluation(tested, "evaluation images")]
-    return FeatureStage(store_root(config), tuple(item.reason for images in stored for item in images.unreadable))
+    return FeatureStage(config.feature_folder, tuple(item.reason for images in stored for item in images.unreadable))

@@ -44,7 +44,7 @@ from captune.training.optimizations import compile_if_enabled
 from captune.training.preparation import PROMPT, prepare_images, run_features
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
-from captune.training.start_checkpoint import StartCheckpoint, require_fitting_start
+from captune.training.start_checkpoint import StartCheckpoint
 
 __all__ = ["load_for_training", "prepare_minigpt4"]
 
@@ -75,8 +75,6 @@ def prepare_minigpt4(
         start: the checkpoint from which the run starts; None without `train.start`.
     """
     output, prompt = config.output, config.model.instruction
-    if start is not None and folder is not None:
-        require_fitting_start(start, config.train.lora)
     features = partial(run_features, source, config, dist=dist, listener=listener)
     data = prepare_images(config, images, evaluation.image_files, features, features, dist, listener, folder)
 

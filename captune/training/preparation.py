@@ -17,7 +17,7 @@ from captune.data import Sample, atomic_file, resolve_image
 from captune.distributed import DistributedContext
 from captune.errors import DataError
 from captune.events import Listener
-from captune.features import StoredImages, features_of, store_root
+from captune.features import StoredImages, features_of
 from captune.hub import ResolvedModel
 from captune.parsing import load_json
 from captune.training.run_folder import Inspection, open_run_folder
@@ -68,7 +68,9 @@ def run_features(
         if listener is not None and dist.is_main:
             listener({"event": "features", "what": name, "done": done, "count": count})
 
-    return features_of(source, files, store_root(config), dist, exif_rotation=config.exif_rotation, on_progress=report)
+    return features_of(
+        source, files, config.feature_folder, dist, exif_rotation=config.exif_rotation, on_progress=report
+    )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from captune.data import (
     resolve_image,
 )
 from captune.errors import ConfigError, DataError, InputError
-from captune.features import store_root
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores, thumbnail_sources
 from captune.run_checkpoints import checkpoint_folder, checkpoint_folders, read_record, tensor_file
@@ -43,10 +42,11 @@ from captune.run_folders import (
     RUN_FILES,
     UNTOUCHED,
     decisive_changes,
+    first_event,
+    last_event,
     other_configuration,
 )
-from captune.training.checkpoints import STATES, has_states, saved_progress
-from captune.training.run_log import first_event, last_event
+from captune.training.saved_states import STATES, has_states, saved_progress
 
 __all__ = [
     "Inspection",
@@ -262,7 +262,7 @@ def _changed_image(config: RunConfig) -> Path | None:
         for sample in samples
         if sample.id in evaluated
     }
-    contents = content_ids(list(files), store_root(config))
+    contents = content_ids(list(files), config.feature_folder)
     pairs = zip(files.items(), contents, strict=True)
     return next((path for (path, then), now in pairs if isinstance(now, bytes) and now.hex() != then), None)
 

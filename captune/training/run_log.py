@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
@@ -18,7 +16,7 @@ from captune.errors import MissingExtraError
 from captune.events import Event, Listener
 from captune.parsing import load_json
 
-__all__ = ["CostMeter", "RunLogger", "first_event", "last_event"]
+__all__ = ["CostMeter", "RunLogger"]
 
 TRANSIENT = frozenset({"features", "captions", "progress", "stage"})
 """Progress events, which are not stored."""
@@ -99,26 +97,6 @@ class RunLogger:
         """Log the memory and the energy of the run so far."""
         if self._cost is not None:
             self.log("cost", **self._cost.read())
-
-
-def first_event(log: Path, name: str) -> Event:
-    """The first event of this name in a log; empty if there is none."""
-    return next(_events(log, (name,)), {})
-
-
-def last_event(log: Path, names: Sequence[str]) -> Event:
-    """The last event with one of these names in a log; empty if there is none."""
-    events = list(_events(log, names))
-    return events[-1] if events else {}
-
-
-def _events(log: Path, names: Sequence[str]) -> Iterator[Event]:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    for line in lines:
-        with contextlib.suppress(ValueError, AttributeError):
-            entry: Event = load_json(line)
-            if entry.get("event") in names:
-                yield entry
 
 
 def _drop_later(log: Path, steps: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from os.path import commonprefix
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from captune.config import TrainConfig
 from captune.data import Sample
 from captune.errors import DataError
-from captune.model import PromptLayout
+
+if TYPE_CHECKING:
+    from captune.model import PromptLayout
 
 __all__ = ["TrainingSample", "TrainingSamples", "require_captions", "synthetic_samples"]
 

@@ -12,15 +12,19 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captune.common import did_you_mean
 from captune.config import TrainConfig
 from captune.data import atomic_link, remove_folder
 from captune.errors import ConfigError, InputError
-from captune.evaluation import START, Evaluation
+from captune.evaluation import START
 from captune.metrics import METRICS, find_column
 from captune.report import CheckpointScores
 from captune.run_checkpoints import BEST, CheckpointRecord, checkpoint_folder, checkpoint_folders, read_record
+
+if TYPE_CHECKING:
+    from captune.evaluation import Evaluation
 
 __all__ = ["EarlyStop", "best_row", "link_best", "remove_others", "selected_metric"]
 

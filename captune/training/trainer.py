@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -21,103 +20,66 @@ import torch
 from torch import nn
 
 from captune.config import RunConfig, TrainConfig
-from captune.data import Sample, atomic_folder, folder_lock
+from captune.data import Sample, atomic_folder
 from captune.decoding import is_out_of_memory
 from captune.distributed import CollectiveForward, DistributedContext, distributed_context
 from captune.errors import StoppedError, TrainingError
-from captune.evaluation import Evaluation, evaluation_set, load_protocol, training_images
+from captune.evaluation import Evaluation, EvaluationSet
 from captune.events import Listener
-from captune.hub import ResolvedModel, refuse_checkpoint, resolve_model
-from captune.report import read_scores, write_report
-from captune.run_checkpoints import checkpoint_folder, checkpoint_folders, read_record
-from captune.training.checkpoints import (
-    TrainProgress,
-    TrainState,
-    finished_rows,
-    require_same_steps,
-    restore_state,
-    save_state,
-)
+from captune.hub import ResolvedModel
+from captune.report import write_report
+from captune.run_checkpoints import checkpoint_folder
+from captune.training.checkpoints import TrainState, restore_state, save_state
 from captune.training.evaluator import Evaluator
 from captune.training.minigpt4 import prepare_minigpt4
 from captune.training.optimizer import build_optimizer, learning_rate
-from captune.training.run_folder import (
-    Inspection,
-    RunStatus,
-    inspect_run,
-    refuse_unless_free,
-    store_config,
-)
+from captune.training.run_folder import Inspection, store_config
 from captune.training.run_log import CostMeter, RunLogger
 from captune.training.run_parts import RunParts, TrainingObjective, TunableModel
-from captune.training.sample_order import TrainingSample, TrainingSamples, require_captions
+from captune.training.sample_order import TrainingSample, TrainingSamples
+from captune.training.saved_states import TrainProgress, finished_rows, require_same_steps
 from captune.training.selection import EarlyStop, best_row, link_best, remove_others, selected_metric
 from captune.training.signals import handle_stop_signals
-from captune.training.start_checkpoint import START, StartCheckpoint, find_start, store_start
+from captune.training.start_checkpoint import START, StartCheckpoint, store_start
 from captune.training.vlm_model import prepare_image_text_model
 from captune.vlm import is_image_text_model
 
-__all__ = ["StepResult", "TrainStep", "Trainer", "train"]
+__all__ = ["StepResult", "TrainStep", "Trainer", "run_training"]
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, listener: Listener | None = None, *, resume: bool = True, overwrite: bool = False) -> None:
-    """Train from start to end, in a single process or in one of torchrun's processes.
-
-    A finished run of the same configuration and data is not repeated; an unfinished one resumes.
+def run_training(
+    config: RunConfig,
+    source: ResolvedModel,
+    images: Sequence[Sample],
+    evaluated: EvaluationSet,
+    listener: Listener | None,
+    folder: Inspection,
+    start: StartCheckpoint | None,
+    *,
+    resuming: bool,
+) -> None:
+    """Train a run that was checked; the lock of its folder is held.
 
     Args:
-        config: of the run; all results are written to its output folder.
-        listener: receives every event, for progress bars.
-        resume: continue an unfinished run instead of starting over.
-        overwrite: move other files in the output folder into a subfolder.
-
-    Raises:
-        InputError: the configuration, the data or the model is invalid.
-        TrainingError: too many steps had an infinite or undefined loss.
-        StoppedError: a signal stopped the run; its state was saved.
+        config: of the run.
+        source: the model.
+        images: all training images.
+        evaluated: the images and references that every checkpoint is scored on.
+        listener: receives every event.
+        folder: status of the output folder.
+        start: the checkpoint from which the run starts.
+        resuming: continue the unfinished run in the folder.
     """
-    # Wrong input is refused before anything is written or loaded.
-    selected_metric(config.train, load_protocol(config.evaluate.protocol).metrics)
-    inspection = inspect_run(config)
-    if inspection.status is RunStatus.FINISHED:
-        if os.environ.get("RANK", "0") == "0":
-            _select_in_finished(config, inspection)
-        if listener is not None:
-            listener({"event": "reused", "folder": str(config.output)})
-        return
-    with folder_lock(config.output, "captune train"):
-        folder = inspect_run(config)
-        refuse_unless_free(folder, overwrite=overwrite)
-        source = resolve_model(config.model)
-        refuse_checkpoint(source)
-        resuming = resume and folder.status is RunStatus.UNFINISHED
-        start = find_start(config, resuming=resuming)
-        images = training_images(config)
-        require_captions(images)
-        ancestors = () if start is None else start.ancestors
-        evaluation = Evaluation(config, evaluation_set(config, listener, ancestors=ancestors))
-        with (
-            distributed_context() as dist,
-            setup(
-                config, source, images, evaluation, dist, listener, None if resuming else folder, folder.stored, start
-            ) as trainer,
-        ):
-            trainer.run()
-
-
-def _select_in_finished(config: RunConfig, inspection: Inspection) -> None:
-    """Bring the link to the best checkpoint of a finished run, and what is kept, up to date."""
-    output, rows = config.output, read_scores(config.output).checkpoints
-    metric = selected_metric(config.train, load_protocol(config.evaluate.protocol).metrics)
-    with folder_lock(output, "captune train") if inspection.stored is not None else nullcontext():
-        best = best_row(rows, metric, output)
-        if best is not None:
-            link_best(output, best)
-        remove_others(output, config.train.keep, rows, best, read_record(checkpoint_folders(output)[-1]))
-        if inspection.stored is not None:
-            store_config(config)
+    evaluation = Evaluation(config, evaluated)
+    with (
+        distributed_context() as dist,
+        setup(
+            config, source, images, evaluation, dist, listener, None if resuming else folder, folder.stored, start
+        ) as trainer,
+    ):
+        trainer.run()
 
 
 @contextmanager
@@ -167,7 +129,7 @@ def setup(
     )
     samples = step.samples
     if start is not None and not resuming and dist.is_main:
-        store_start(output, start)
+        store_start(output, start, parts.record, parts.save_checkpoint)
     step.progress.manifest_hash = parts.record.manifest_hash
     if resuming:
         # The pretrained model was scored before the first state was saved, so its row is included.

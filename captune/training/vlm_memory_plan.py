@@ -15,16 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captune.config import RunConfig, parse_config
+from captune.config import DEFAULT_LORA, RunConfig, parse_config
 from captune.data import image_size, resolve_image
 from captune.errors import DataError
 from captune.evaluation import training_images
-from captune.features import store_root
 from captune.hub import ResolvedModel, resolve_model
 from captune.model import FLOAT32, RESERVE, MemoryEstimate, Part, compute_dtype, fed_tokens, saved_bytes
 from captune.training.memory_plan import Measured, Plan, Proposal, halved, worst_case_batch
 from captune.training.vlm_loss import images_at_once
-from captune.training.vlm_model import DEFAULT_LORA, load_image_text_for_training
+from captune.training.vlm_model import load_image_text_for_training
 from captune.vlm import ImageTextMemory
 
 __all__ = ["ImageTextPlanner", "StoreForecast", "measure_image_text_memory"]
@@ -232,7 +231,7 @@ class ImageTextPlanner:
         config = config or self._config
         memory = self.memory(config)
         each = sum(map(memory.feature_bytes, self.sizes)) // len(self.sizes)
-        folder = store_root(config)
+        folder = config.feature_folder
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free

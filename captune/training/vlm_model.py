@@ -15,7 +15,7 @@ import torch
 
 from captune.captioner import probe_images
 from captune.common import __version__, error_text
-from captune.config import LoraConfig, RunConfig, TrainConfig
+from captune.config import DEFAULT_LORA, RunConfig, TrainConfig
 from captune.data import Sample, atomic_file, load_image, manifest_hash, resolve_image
 from captune.decoding import is_out_of_memory
 from captune.distributed import DistributedContext
@@ -29,16 +29,15 @@ from captune.features import (
     choose_store,
     image_features_of,
     image_pixels_of,
-    store_root,
 )
 from captune.hub import ResolvedModel
-from captune.model import recorded_base
+from captune.model import load_tuned, recorded_base
 from captune.parsing import load_json
 from captune.run_checkpoints import CheckpointRecord
 from captune.training.preparation import FeaturesOf, prepare_images
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
-from captune.training.start_checkpoint import StartCheckpoint, start_image_text_model
+from captune.training.start_checkpoint import StartCheckpoint
 from captune.training.vlm_loss import ImageTextObjective, images_at_once
 from captune.vlm import (
     COMPUTATION_FILE,
@@ -50,9 +49,9 @@ from captune.vlm import (
     load_image_text_model,
     save_adapter,
 )
+from captune.weights import load_adapter_tensors, read_adapter
 
 __all__ = [
-    "DEFAULT_LORA",
     "feature_functions",
     "load_image_text_for_training",
     "prepare_image_text_model",
@@ -60,8 +59,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_LORA = LoraConfig(rank=16, alpha=32.0, targets=("all-linear",))
-"""LoRA of a transformers model where `train.lora` is null."""
 _UNCHANGED = {"inputs": "settings of the image processor", "frozen": "frozen weights"}
 """What is compared when a run resumes, by its name in the file."""
 _PROBED = 3
@@ -91,12 +88,41 @@ def load_image_text_for_training(
         )
     model = load_image_text_model(source, device, instruction=instruction)
     if {"language_model", "vision_tower"} & set(train.parts):
-        model.train_parts(language_model="language_model" in train.parts, vision_tower="vision_tower" in train.parts)
+        _train_parts(model, train.parts)
     else:
         model.add_lora(train.lora or DEFAULT_LORA, projector="projector" in train.parts, seed=seed)
     if train.gradient_checkpointing:
         model.checkpoint_activations()
     return model
+
+
+def _train_parts(model: ImageTextModel, parts: Sequence[str]) -> None:
+    model.train_parts(language_model="language_model" in parts, vision_tower="vision_tower" in parts)
+
+
+def load_start_checkpoint(model: ImageTextModel, start: StartCheckpoint, parts: Sequence[str]) -> None:
+    """Load a start checkpoint; parts that it does not have keep their values.
+
+    Args:
+        model: with the trained parts of the run.
+        start: the checkpoint, which was compared with the run's settings.
+        parts: that the run trains.
+
+    Raises:
+        WeightsError: the checkpoint is broken, or was trained on another model.
+    """
+    if start.is_adapter:
+        load_adapter_tensors(
+            model.adapter, read_adapter(start.folder), f"The adapter {start.name}", keeps_other_modules=True
+        )
+        return
+    is_complete = model.adapter is None
+    if is_complete:
+        # Its frozen parts are compared before more of them are trained.
+        _train_parts(model, start.record.trained)
+    load_tuned(model.model, start.folder, model.adapter, keeps_other_modules=True)
+    if is_complete:
+        _train_parts(model, parts)
 
 
 def prepare_image_text_model(
@@ -126,7 +152,7 @@ def prepare_image_text_model(
         source, config.train, config.model.custom_instruction, config.seed, dist.device
     )
     if start is not None and not resuming:
-        start_image_text_model(model, start, config.train.parts or ("lora",), config.train.lora or DEFAULT_LORA)
+        load_start_checkpoint(model, start, config.train.parts or ("lora",))
     evaluation.sign_prompt(model.backend.prompt_text(model.backend.instruction))
 
     choice = _read_computation(output, model) if resuming else _choose(model, config, source, images)
@@ -182,7 +208,7 @@ def feature_functions(
         dist: this process among the others.
         listener: receives the progress.
     """
-    exif, root = config.exif_rotation, store_root(config)
+    exif, root = config.exif_rotation, config.feature_folder
 
     def report(name: str) -> Callable[[int, int], None]:
         def progress(done: int, count: int) -> None:
@@ -243,7 +269,7 @@ def _choose(
             model.require_unadapted_features()
     store = StoreChoice(False, "Image features are not stored: they depend on trained parts.")
     if can_store and not (model.features_depend_on_prompt and config.train.instructions):
-        store = choose_store(model, source, files, store_root(config), setting, exif_rotation=config.exif_rotation)
+        store = choose_store(model, source, files, config.feature_folder, setting, exif_rotation=config.exif_rotation)
     elif setting is True:
         raise ConfigError(
             f"train.feature_store is true, and the image features of {model.name} change in training or with the "

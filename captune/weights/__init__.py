@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from captune.weights.files import (
         SAFETENSORS_DTYPES,
         TOWER_PREFIXES,
-        parse_header,
         stored_tensors,
         weight_files,
     )
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
         load_adapter_tensors,
         read_adapter,
     )
+    from captune.weights.safetensors_header import parse_header, read_header, weights_differ
     from captune.weights.strict import (
         check_keys,
         check_values,
@@ -73,6 +73,7 @@ __all__ = [
     "quiet",
     "read_adapter",
     "read_config",
+    "read_header",
     "refuse_pointer",
     "refuse_pointers",
     "require_complete_model",
@@ -81,6 +82,7 @@ __all__ = [
     "tensor_fingerprints",
     "unreadable_reason",
     "weight_files",
+    "weights_differ",
 ]
 
 __getattr__ = lazy_names(
@@ -89,7 +91,6 @@ __getattr__ = lazy_names(
         "files": [
             "SAFETENSORS_DTYPES",
             "TOWER_PREFIXES",
-            "parse_header",
             "stored_tensors",
             "weight_files",
         ],
@@ -118,6 +119,7 @@ __getattr__ = lazy_names(
             "refuse_pointers",
             "require_complete_model",
         ],
+        "safetensors_header": ["parse_header", "read_header", "weights_differ"],
         "strict": [
             "check_keys",
             "check_values",

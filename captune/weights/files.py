@@ -6,7 +6,7 @@ import mmap
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,14 @@ from captune.errors import WeightsError
 from captune.parsing import load_json
 from captune.transformers_compat import fetch_file
 from captune.weights.folder_checks import SINGLE_FILES, refuse_pointer
+from captune.weights.safetensors_header import read_header
 
 __all__ = [
     "SAFETENSORS_DTYPES",
     "TOWER_PREFIXES",
-    "SafetensorsHeader",
     "StoredName",
     "StoredTensor",
     "check_weights",
-    "parse_header",
-    "read_header",
     "stored_names",
     "stored_tensors",
     "torch_state",
@@ -163,70 +161,6 @@ def weight_files(model: str | Path) -> list[Path]:
     if files := _find_files(str(model), lambda name: fetch_file(model, name)):
         return files
     raise WeightsError(f"{model} has no weights; expected {' or '.join(SINGLE_FILES)}.")
-
-
-class SafetensorsHeader(NamedTuple):
-    """The header of a safetensors file.
-
-    Attributes:
-        tensors: name -> `dtype`, `shape` and `data_offsets`.
-        metadata: its `__metadata__`.
-        start: first byte of the tensors.
-        end: byte after the tensors.
-    """
-
-    tensors: dict[str, Any]
-    metadata: dict[str, str]
-    start: int
-    end: int
-
-
-def parse_header(stream: IO[bytes], size: int) -> SafetensorsHeader:
-    """Parse the header of safetensors content; faster than `safe_open` of the library, with better errors.
-
-    Args:
-        stream: at the beginning of the content.
-        size: of the content in bytes.
-
-    Raises:
-        ValueError: the content is truncated or of another type.
-    """
-    beginning = stream.read(8)
-    length = int.from_bytes(beginning, "little")
-    if not 2 <= length <= size - 8:
-        is_pickle = beginning.startswith((b"PK", b"\x80"))
-        raise ValueError("it is a file of torch.save" if is_pickle else f"it has {size:,} bytes")
-    try:
-        tensors: dict[str, Any] = load_json(stream.read(length))
-        metadata = tensors.pop("__metadata__", {})
-        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-    return SafetensorsHeader(tensors, metadata, 8 + length, end)
-
-
-def read_header(file: Path) -> SafetensorsHeader:
-    """Read the header of a safetensors file.
-
-    Raises:
-        WeightsError: the file is a git-lfs pointer, truncated, or of another type.
-    """
-    refuse_pointer(file)
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            header = parse_header(stream, size)
-    except (OSError, ValueError) as error:
-        reason = error_text(error)
-        raise WeightsError(
-            f"{file} is no complete safetensors file ({reason}); copy it again from its source."
-        ) from error
-    if size < header.end:
-        raise WeightsError(
-            f"{file} is cut off: its header promises {header.end:,} bytes, and it has {size:,}; copy it again from its "
-            "source."
-        )
-    return header
 
 
 def stored_tensors(file: Path, prefixes: tuple[str, ...]) -> Iterator[StoredTensor]:

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from captune.common import error_text
 from captune.errors import MissingExtraError, WeightsError
 from captune.transformers_compat import StoredNameMapping, fetch_file
-from captune.weights.files import read_header, torch_state
+from captune.weights.files import torch_state
 from captune.weights.folder_checks import ADAPTER_CONFIG, holds_adapter, refuse_pointer
+from captune.weights.safetensors_header import read_header
 from captune.weights.strict import check_keys, check_values, quiet
 
 __all__ = [
@@ -150,7 +151,12 @@ def attach_adapter(model: Any, folder: Path, state: Mapping[str, Tensor], *, tra
 
 
 def load_adapter_tensors(
-    wrapped: Any, state: Mapping[str, Tensor], what: str, moved: Mapping[str, str] | None = None
+    wrapped: Any,
+    state: Mapping[str, Tensor],
+    what: str,
+    moved: Mapping[str, str] | None = None,
+    *,
+    keeps_other_modules: bool = False,
 ) -> None:
     """Set the tensors of an attached adapter.
 
@@ -159,11 +165,15 @@ def load_adapter_tensors(
         state: the tensors, under the names in peft's files.
         what: the adapter, the subject of messages.
         moved: paths of modules that transformers has renamed since.
+        keeps_other_modules: modules that the attached adapter trains completely (`modules_to_save`) keep their values
+            if there are no tensors of such modules.
 
     Raises:
         WeightsError: names or shapes are not those of the attached adapter.
     """
     tensors, embeddings = adapter_tensors(wrapped), adapter_tensors(wrapped, embeddings=True)
+    if keeps_other_modules and all(".lora_" in name for name in state):
+        tensors = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
     assigned = _assign(wrapped, wrapped.peft_config[_NAME], tensors, state, moved or {})
     mismatched = [
         (name, tuple(assigned[name].shape), tuple(tensor.shape))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny import InMemory, tiny_minigpt4
 from tiny_run import PowerFailure, assert_equal_runs, entries, settings, steps_of, weights
 
-from captune.config import LoraConfig, RunConfig
+from captune.config import RunConfig
 from captune.data import resolve_image
 from captune.distributed import DistributedContext
 from captune.errors import ConfigError, WeightsError
@@ -136,16 +136,19 @@ def test_new_lora_is_added_to_a_trained_projection(stage1: Path) -> None:
         assert torch.equal(tensor, expected[name] if name in expected else initial[name])
 
 
-def test_other_lora_is_refused_with_both_values(stage1: Path) -> None:
+def test_other_lora_is_refused_with_both_values(toy_data: Path, stage1: Path, tmp_path: Path) -> None:
+    config = second(toy_data, tmp_path / "run", stage1)
+    other = second(toy_data, tmp_path / "run", stage1, lora={"rank": 16, "alpha": 8})
+    source = resolve_model(config.model)
     folder = stage1 / "checkpoints" / "epoch-000"
     record = read_record(folder)
     start = StartCheckpoint(
-        folder, replace(record, lora={"r": 4, "alpha": 8.0, "targets": ["q_proj"], "dropout": 0.0}), ()
+        str(folder), folder, replace(record, lora={"r": 4, "alpha": 8.0, "targets": ["q_proj"], "dropout": 0.0}), ()
     )
     with pytest.raises(ConfigError, match=r"train\.lora is null, .* set train\.lora to \{rank: 4, alpha: 8, targets:"):
-        require_fitting_start(start, None)
+        require_fitting_start(start, config, source)
     with pytest.raises(ConfigError, match=r"rank is 16, in the checkpoint 4; targets is .*'v_proj'.* the checkpoint"):
-        require_fitting_start(start, LoraConfig(rank=16, alpha=8))
+        require_fitting_start(start, other, source)
 
 
 def test_another_base_model_is_refused(stage1: Path) -> None:

@@ -38,13 +38,14 @@ from captune.data import resolve_image
 from captune.distributed import DistributedContext
 from captune.errors import InputError
 from captune.evaluation import evaluate_checkpoints, training_images
-from captune.features import image_features_of, store_root
+from captune.features import PixelSource, image_features_of
 from captune.hub import resolve_model
 from captune.report import read_scores
+from captune.run_checkpoints import ADAPTER
 from captune.training.trainer import TrainStep
 from captune.training.vlm_loss import ImageTextObjective, images_at_once
-from captune.vlm import Computation, load_adapter, load_image_text_model
-from captune.weights import adapter_tensors
+from captune.vlm import Computation, load_image_text_model
+from captune.weights import adapter_tensors, load_adapter_tensors
 
 # Processors of the library make an array of a tensor in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -385,40 +386,111 @@ def test_two_processes_start_from_a_checkpoint_stop_early_and_continue(
     assert (second.output / "checkpoints" / "best").is_dir()
 
 
-def train_by_hand(config: RunConfig, checkpoint: Path) -> dict[str, torch.Tensor]:
+def train_by_hand(config: RunConfig, checkpoint: Path, *, projector: bool = False) -> dict[str, torch.Tensor]:
     """The adapter after training a model that was loaded with a checkpoint."""
     lora = config.train.lora
     assert lora is not None
     model = load_image_text_model(resolve_model(config.model), torch.device("cpu"))
-    model.add_lora(lora, seed=3)
-    load_adapter(model, checkpoint)
-    model.find_features()
+    model.add_lora(lora, projector=projector, seed=3)
+    load_adapter_tensors(model.adapter, load_file(checkpoint / ADAPTER), "", keeps_other_modules=projector)
     images = training_images(config)
     files = [resolve_image(config.data.train, image.image) for image in images]
     dist = DistributedContext(torch.device("cpu"))
-    stored = image_features_of(model, resolve_model(config.model), files, store_root(config), dist, exif_rotation=True)
-    objective = ImageTextObjective(model, Computation(True, True, ()), images_at_once(config.train, 3))
-    step = TrainStep(model, objective, images, stored.features, config.train, seed=config.seed, dist=dist)
+    chosen = json.loads((config.output / "computation.json").read_text())
+    computation = Computation(chosen["features"], chosen["packed"], ())
+    features: Any = PixelSource(files, config.exif_rotation)
+    if computation.features:
+        model.find_features()
+        root = config.feature_folder
+        features = image_features_of(model, resolve_model(config.model), files, root, dist, exif_rotation=True).features
+    objective = ImageTextObjective(model, computation, images_at_once(config.train, 3))
+    step = TrainStep(model, objective, images, features, config.train, seed=config.seed, dist=dist)
     model.train()
     losses = [step.run(number).loss for number in range(step.samples.total_steps)]
     assert losses == [loss for _, loss in losses_of(config.output)]
     return adapter_tensors(model.adapter)
 
 
+def test_a_run_that_trains_more_parts_than_its_start_equals_a_continuation_by_hand(
+    family: Callable[[str], Path], manifest: Path, tmp_path: Path
+) -> None:
+    first = settings(family("qwen2_5_vl"), manifest, tmp_path / "first", train={"epochs": 1})
+    run(first)
+    checkpoint = first.output / "checkpoints" / "epoch-000"
+    train = {"start": str(checkpoint), "epochs": 1, "warmup_steps": 0, "parts": ["lora", "projector"]}
+    second = settings(family("qwen2_5_vl"), manifest, tmp_path / "second", train=train, seed=7)
+    run(second)
+    rows = read_scores(second.output).checkpoints
+    assert [row.name for row in rows] == ["start", "epoch0"]
+    assert rows[0].captions == read_scores(first.output).checkpoints[-1].captions
+
+    expected = train_by_hand(second, checkpoint, projector=True)
+    tensors = weights_of(second.output, 0)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[key], expected[key]) for key in tensors)
+
+    # The start has the earlier LoRA and the base model's projector, and both are scored with one load of the model.
+    start = load_file(second.output / "checkpoints" / "start" / "adapter_model.safetensors")
+    earlier, base = weights_of(first.output, 0), load_image_text_model(resolve_model(first.model), torch.device("cpu"))
+    projector = base.model.get_submodule(base.projector_path).state_dict()
+    assert {name for name in start if ".lora_" in name} == earlier.keys()
+    assert all(torch.equal(start[name], earlier[name]) for name in earlier)
+    others = {name.rpartition(f"{base.projector_path}.")[2]: start[name] for name in start.keys() - earlier.keys()}
+    assert others.keys() == projector.keys()
+    assert all(torch.equal(others[name], projector[name]) for name in others)
+    shutil.rmtree(first.output)
+    evaluated = second.model_copy(update={"output": tmp_path / "evaluated"})
+    again = evaluate_checkpoints(evaluated, [second.output / "checkpoints" / "epoch-000"]).checkpoints
+    assert [(row.name, row.captions) for row in again] == [(row.name, row.captions) for row in rows]
+
+
+def test_complete_parts_are_added_to_those_of_the_start(
+    family: Callable[[str], Path], manifest: Path, tmp_path: Path
+) -> None:
+    train = {"epochs": 1, "lora": None, "parts": ["language_model"], "learning_rate": 1e-3}
+    first = settings(family("qwen2_5_vl"), manifest, tmp_path / "first", train=train)
+    run(first)
+    earlier = weights_of(first.output, 0)
+    train |= {"start": str(first.output), "parts": ["language_model", "vision_tower"]}
+    second = settings(family("qwen2_5_vl"), manifest, tmp_path / "second", train=train)
+    run(second)
+    start = load_file(second.output / "checkpoints" / "start" / "trained.safetensors")
+    assert earlier.keys() < start.keys()
+    assert all(torch.equal(start[name], earlier[name]) for name in earlier)
+    assert weights_of(second.output, 0).keys() == start.keys()
+    rows = read_scores(second.output).checkpoints
+    assert rows[0].captions == read_scores(first.output).checkpoints[-1].captions
+
+
 @pytest.mark.parametrize(
-    ("train", "sentence"),
+    ("before", "train", "sentence"),
     [
         (
+            {},
             {"lora": {"rank": 8, "alpha": 8, "targets": ["all-linear"]}},
             "rank is 8, in the checkpoint 4. Set train",
         ),
-        ({"parts": ["lora", "projector"]}, "(train.start) has trained [lora]; set train.parts to these"),
+        (
+            {"parts": ["lora", "projector"]},
+            {},
+            "has trained [lora, projector]; without projector its weights would be lost, so set train.parts to these.",
+        ),
+        (
+            {},
+            {"parts": ["language_model"], "lora": None},
+            "has trained [lora]; set train.parts to these, or merge the checkpoint (captune export ",
+        ),
     ],
 )
-def test_other_trained_parts_than_those_of_the_start_are_refused(
-    train: dict[str, Any], sentence: str, family: Callable[[str], Path], manifest: Path, tmp_path: Path
+def test_trained_parts_that_do_not_continue_those_of_the_start_are_refused(
+    before: dict[str, Any],
+    train: dict[str, Any],
+    sentence: str,
+    family: Callable[[str], Path],
+    manifest: Path,
+    tmp_path: Path,
 ) -> None:
-    first = settings(family("qwen2_5_vl"), manifest, tmp_path / "first", train={"epochs": 1})
+    first = settings(family("qwen2_5_vl"), manifest, tmp_path / "first", train={"epochs": 1, **before})
     run(first)
     second = settings(family("qwen2_5_vl"), manifest, tmp_path / "second", train={"start": str(first.output), **train})
     with pytest.raises(InputError) as refused:

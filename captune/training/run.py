@@ -1,0 +1,107 @@
+"""`train`: the checks of a run, a finished run that is used again, and the training of the others.
+
+Nothing here needs torch before a run is known to start: wrong settings, checkpoints and folders are refused first.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+
+from captune.common import quiet_libraries
+from captune.config import RunConfig
+from captune.data import folder_lock
+from captune.evaluation import evaluation_set, load_protocol, training_images
+from captune.events import Listener
+from captune.hub import refuse_checkpoint, resolve_model
+from captune.preflight import extra_imports
+from captune.report import read_scores
+from captune.results import TuningResult
+from captune.run_checkpoints import checkpoint_folders, read_record
+from captune.training.run_folder import Inspection, RunStatus, inspect_run, refuse_unless_free, store_config
+from captune.training.sample_order import require_captions
+from captune.training.selection import best_row, link_best, remove_others, selected_metric
+from captune.training.start_checkpoint import find_start, require_fitting_start
+
+__all__ = ["check_settings", "train"]
+
+
+def train(
+    config: RunConfig, listener: Listener | None = None, *, resume: bool = True, overwrite: bool = False
+) -> TuningResult:
+    """Train from start to end, in a single process or in one of torchrun's processes.
+
+    A finished run of the same configuration and data is not repeated; an unfinished one resumes.
+
+    Args:
+        config: of the run; all results are written to its output folder.
+        listener: receives every event, for progress bars.
+        resume: continue an unfinished run instead of starting over.
+        overwrite: move other files in the output folder into a subfolder.
+
+    Returns:
+        The scores before training and after each epoch, and the checkpoints.
+
+    Raises:
+        InputError: the configuration, the data or the model is invalid.
+        TrainingError: too many steps had an infinite or undefined loss.
+        StoppedError: a signal stopped the run; its state was saved.
+    """
+    check_settings(config)
+    inspection = inspect_run(config)
+    if inspection.status is RunStatus.FINISHED:
+        if os.environ.get("RANK", "0") == "0":
+            _select_in_finished(config, inspection)
+        if listener is not None:
+            listener({"event": "reused", "folder": str(config.output)})
+        return TuningResult(config.output)
+    refuse_unless_free(inspection, overwrite=overwrite)
+    with folder_lock(config.output, "captune train"):
+        folder = inspect_run(config)
+        refuse_unless_free(folder, overwrite=overwrite)
+        source = resolve_model(config.model)
+        refuse_checkpoint(source)
+        resuming = resume and folder.status is RunStatus.UNFINISHED
+        start = find_start(config, resuming=resuming)
+        if start is not None and not resuming:
+            require_fitting_start(start, config, source)
+        images = training_images(config)
+        require_captions(images)
+        evaluated = evaluation_set(config, listener, ancestors=() if start is None else start.ancestors)
+        if listener is not None:
+            listener({"event": "stage", "what": "Loading torch and transformers"})
+        with extra_imports("Training", "train"), quiet_libraries():
+            from captune.training.trainer import run_training
+        with quiet_libraries():
+            run_training(config, source, images, evaluated, listener, folder, start, resuming=resuming)
+    return TuningResult(config.output)
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse settings that contradict each other or the start checkpoint, before any file of the run is read.
+
+    Raises:
+        ConfigError: the protocol does not have the metric of `train.select`, or the start checkpoint does not fit.
+        WeightsError: there is no such model or start checkpoint.
+    """
+    selected_metric(config.train, load_protocol(config.evaluate.protocol).metrics)
+    source = resolve_model(config.model)
+    refuse_checkpoint(source)
+    # A run that has begun has a copy.
+    if config.train.start is not None and not (config.output / "checkpoints" / "start").is_dir():
+        start = find_start(config, resuming=False)
+        assert start is not None
+        require_fitting_start(start, config, source)
+
+
+def _select_in_finished(config: RunConfig, inspection: Inspection) -> None:
+    """Bring the link to the best checkpoint of a finished run, and what is kept, up to date."""
+    output, rows = config.output, read_scores(config.output).checkpoints
+    metric = selected_metric(config.train, load_protocol(config.evaluate.protocol).metrics)
+    with folder_lock(output, "captune train") if inspection.stored is not None else nullcontext():
+        best = best_row(rows, metric, output)
+        if best is not None:
+            link_best(output, best)
+        remove_others(output, config.train.keep, rows, best, read_record(checkpoint_folders(output)[-1]))
+        if inspection.stored is not None:
+            store_config(config)
