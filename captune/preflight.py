@@ -112,12 +112,11 @@ def check_run(config: RunConfig, *, trains: bool) -> None:
 
         refuse_checkpoint(resolve_model(config.model))
     check_output_folder(config.output)
-    if trains:
-        splits = {("data.train_split", name): config.data.train for name in config.data.train_splits}
-        if config.evaluate.protocol == "karpathy":
-            splits["data.evaluate_split", config.data.evaluate_split] = config.evaluation_manifest
-        for path in dict.fromkeys(splits.values()):
-            _check_splits(path, {name: setting for (setting, name), file in splits.items() if file == path})
+    splits = {("data.train_split", name): config.data.train for name in config.data.train_splits} if trains else {}
+    if config.evaluate.protocol == "karpathy":
+        splits["data.evaluate_split", config.data.evaluate_split] = config.evaluation_manifest
+    for path in dict.fromkeys(splits.values()):
+        _check_splits(path, {name: setting for (setting, name), file in splits.items() if file == path})
 
 
 def check_manifest(setting: str, path: str | Path) -> None:

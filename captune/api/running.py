@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from captune.api.progress import show_progress
 from captune.common import quiet_libraries
 from captune.config import RunConfig, load_config, load_stored_config, parse_config, scale_schedule
 from captune.data import Sample, data_name, scan_manifest
-from captune.errors import ConfigError
+from captune.errors import CaptuneError, ConfigError
 from captune.evaluation import check_sources, evaluate_models, parse_sources
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
@@ -28,6 +28,31 @@ __all__ = ["evaluate", "tune"]
 RunLike = str | os.PathLike[str] | RunConfig | Mapping[str, Any] | EvaluationResult
 
 
+_ARGUMENTS = {
+    "--overwrite": "overwrite=True",
+    "--resume never": "resume=False",
+    "--allow-leaks": "evaluate={'allow_leaks': True}",
+    "with --base, or base= in Python": "with base=",
+    "--out": "output=",
+}
+"""Options of the command line in messages, and the arguments here."""
+
+
+@contextmanager
+def _arguments_named() -> Iterator[None]:
+    """Name arguments instead of options of the command line in the errors of a block."""
+    try:
+        yield
+    except CaptuneError as error:
+        message = str(error)
+        for option, argument in _ARGUMENTS.items():
+            message = message.replace(option, argument)
+        if message != str(error):
+            error.args = (message,)
+        raise
+
+
+@_arguments_named()
 def tune(
     config: RunLike | None = None,
     /,
@@ -91,6 +116,7 @@ def _with_small_data_schedule(run: RunConfig) -> RunConfig:
     return run.model_copy(update={"train": run.train.model_copy(update=scaled)})
 
 
+@_arguments_named()
 def evaluate(
     models: RunLike | Sequence[str | os.PathLike[str]],
     data: str | os.PathLike[str] | None = None,

@@ -11,8 +11,9 @@ import typer
 from captune.cli.next_command import show_next
 from captune.cli.output import print_message, print_summary
 from captune.cli.shared_options import AsJson
-from captune.errors import InputError
+from captune.errors import InputError, WeightsError
 from captune.parsing import load_json
+from captune.run_checkpoints import RECORD, read_record
 
 __all__ = ["NumberFormat", "convert", "export_official"]
 
@@ -179,10 +180,22 @@ def _save(model: Any, out: Path) -> None:
 
 
 def export_official(source: Path, out: Path) -> None:
-    """Write the trained weights as a .pth file atomically."""
+    """Write the trained weights as a .pth file atomically.
+
+    Raises:
+        WeightsError: it is no checkpoint or model of captune, or one of a transformers model.
+    """
     from captune.cli.progress import working
+    from captune.hub import kind_of_model, resolve_model
     from captune.preflight import extra_imports
 
+    is_checkpoint = (source / RECORD).is_file()
+    kind = read_record(source).kind if is_checkpoint else kind_of_model(resolve_model(str(source)))
+    if kind == "transformers":
+        raise WeightsError(
+            f"{source} is of a transformers model, and the original code has MiniGPT-4 only; captune export without "
+            "--original writes it for peft, transformers and vLLM."
+        )
     with working("Loading torch and transformers"), extra_imports("captune convert", "train"):
         import torch
 

@@ -16,7 +16,7 @@ from captune.cli.output import settings as output_settings
 from captune.cli.shared_options import AllowLeaks, AsJson, Base
 from captune.errors import ConfigError
 from captune.metrics import BUILT_IN, ScoringOptions
-from captune.run_checkpoints import checkpoint_folders, run_of, select_checkpoint
+from captune.run_checkpoints import checkpoint_folders, read_record, run_of, select_checkpoint
 
 __all__ = [
     "ModelsRequest",
@@ -245,19 +245,21 @@ def run_matrix(
         CaptuneError: as `captune.evaluation.evaluate_matrix`.
     """
     from captune.cli.progress import show_progress
+    from captune.evaluation import parse_corruptions, read_instructions
     from captune.report import matrix_terminal, matrix_to_json
 
-    settings, checkpoints = _checked_settings(config, overrides, checkpoints, out, base)
-    from captune.evaluation import evaluate_matrix, parse_corruptions, read_instructions
-
     instructions = [*options.prompts, *(line for source in options.lists for line in read_instructions(source))]
+    corruptions = parse_corruptions(options.corrupt, options.strengths)
+    settings, checkpoints = _checked_settings(config, overrides, checkpoints, out, base)
+    from captune.evaluation import evaluate_matrix
+
     with show_progress() as listener:
         matrix = evaluate_matrix(
             settings,
             checkpoints,
             options.data,
             instructions=instructions,
-            corruptions=parse_corruptions(options.corrupt, options.strengths),
+            corruptions=corruptions,
             split=options.split,
             listener=listener,
             base=base,
@@ -274,10 +276,14 @@ def _checked_settings(
 ) -> tuple[RunConfig, list[Path]]:
     """The settings with the evaluation's output folder, and the checkpoints, after all checks without the model."""
     from captune.cli.progress import working
+    from captune.evaluation import load_protocol
     from captune.preflight import check_run, extra_imports, require_extra
 
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")
+    load_protocol(settings.evaluate.protocol)
+    for checkpoint in checkpoints or []:
+        read_record(checkpoint)
     checked = settings if base is None else settings.with_model(base)
     check_run(checked if out is None else checked.model_copy(update={"output": out}), trains=False)
     with working("Loading torch and transformers"), extra_imports("captune evaluate", "train"):

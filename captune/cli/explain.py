@@ -56,19 +56,21 @@ def explain(
     from captune.cli.progress import working
     from captune.config import load_config
     from captune.preflight import check_configured_model, check_manifest, extra_imports, require_extra
+    from captune.training import check_settings
 
     settings = load_config(config, overrides or [])
     require_extra("captune explain", "train")
     check_configured_model(settings.model)
+    start = check_settings(settings)
     if text is None:
         check_manifest("data.train", settings.data.train)
+    sample = _sample(settings, image, text)
     with working("Loading torch and transformers"), extra_imports("captune explain", "train"):
         from captune.explain import explain as compare
         from captune.explain import small_copy
         from captune.hub import resolve_model
         from captune.model import load_config_and_processor
         from captune.vlm import is_image_text_model
-    sample = _sample(settings, image, text)
     if is_image_text_model(resolve_model(settings.model)):
         explanation = _conversation(settings, sample, caption, placeholder=text is not None)
     else:
@@ -78,6 +80,8 @@ def explain(
         _print_json(explanation)
     else:
         _print(explanation)
+        if start is not None:
+            print(f"\n{start.sentence}")
     return 0 if explanation.holds else 1
 
 

@@ -12,8 +12,8 @@ from captune.cli.convert import NumberFormat, export_official
 from captune.cli.next_command import show_next
 from captune.cli.output import print_message, print_summary
 from captune.cli.shared_options import AsJson, Base
-from captune.errors import InputError
-from captune.run_checkpoints import run_of, select_checkpoint
+from captune.errors import InputError, WeightsError
+from captune.run_checkpoints import CheckpointRecord, read_record, run_of, select_checkpoint
 
 if TYPE_CHECKING:
     from captune.model import CardDetails
@@ -108,15 +108,33 @@ def write_export(request: ExportRequest, out: Path, reads: list[Path]) -> None:
     check_output_folder(out, reads=[*reads, checkpoint])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists already and is not empty; give another folder.")
-    with working("Loading torch and transformers"), extra_imports("captune export", "train"):
-        from captune.run_checkpoints import read_record
     record = read_record(checkpoint)
+    if request.base or request.merge:
+        _require_base(checkpoint, record, request.base)
+    with working("Loading torch and transformers"), extra_imports("captune export", "train"):
+        pass
     with atomic_folder(out) as folder:
         details = _card_details(checkpoint, record.epoch, request.license)
         if record.kind == "transformers":
             _write_transformers(request, folder, details)
         else:
             _write_minigpt4(request, folder, details)
+
+
+def _require_base(checkpoint: Path, record: CheckpointRecord, base: str) -> None:
+    """Refuse a checkpoint whose base model cannot be read.
+
+    Raises:
+        WeightsError: names the base model.
+    """
+    from captune.hub import locate_base, locate_model, missing_base, require_available
+
+    if record.parts is not None and not base:
+        return
+    try:
+        require_available(locate_model(base or locate_base(record.model, checkpoint, record.relative_model)))
+    except WeightsError as error:
+        raise missing_base(f"The checkpoint {checkpoint}", base or record.model, record.frozen, error) from error
 
 
 def checkpoint_to_export(source: Path, epoch: int | None) -> Path:

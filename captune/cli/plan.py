@@ -59,11 +59,13 @@ def plan(
     from captune.cli.progress import working
     from captune.config import load_config
     from captune.preflight import check_configured_model, extra_imports, require_extra
+    from captune.training import check_settings
 
     settings = load_config(config, overrides or [])
     limit = None if gpu is None else card_bytes(gpu)
     require_extra("captune plan", "train")
     check_configured_model(settings.model)
+    start = check_settings(settings)
     with working("Loading torch and transformers"), extra_imports("captune plan", "train"):
         import torch
 
@@ -96,6 +98,8 @@ def plan(
         _print_json(planner, predicted, limit, proposal, measured)
     else:
         _print(settings, planner, device, predicted, limit, proposal, measured)
+        if start is not None:
+            print(f"\n{start.sentence}")
     return 0 if fits else 1
 
 

@@ -13,15 +13,15 @@ from captune.config import RunConfig
 from captune.data import folder_lock
 from captune.evaluation import evaluation_set, load_protocol, training_images
 from captune.events import Listener
-from captune.hub import refuse_checkpoint, resolve_model
+from captune.hub import kind_of_model, refuse_checkpoint, resolve_model
 from captune.preflight import extra_imports
 from captune.report import read_scores
 from captune.results import TuningResult
 from captune.run_checkpoints import checkpoint_folders, read_record
 from captune.training.run_folder import Inspection, RunStatus, inspect_run, refuse_unless_free, store_config
-from captune.training.sample_order import require_captions
+from captune.training.sample_order import require_captions, require_supported
 from captune.training.selection import best_row, link_best, remove_others, selected_metric
-from captune.training.start_checkpoint import find_start, require_fitting_start
+from captune.training.start_checkpoint import START, StartCheckpoint, find_start, require_fitting_start
 
 __all__ = ["check_settings", "train"]
 
@@ -55,7 +55,6 @@ def train(
         if listener is not None:
             listener({"event": "reused", "folder": str(config.output)})
         return TuningResult(config.output)
-    refuse_unless_free(inspection, overwrite=overwrite)
     with folder_lock(config.output, "captune train"):
         folder = inspect_run(config)
         refuse_unless_free(folder, overwrite=overwrite)
@@ -77,21 +76,28 @@ def train(
     return TuningResult(config.output)
 
 
-def check_settings(config: RunConfig) -> None:
-    """Refuse settings that contradict each other or the start checkpoint, before any file of the run is read.
+def check_settings(config: RunConfig) -> StartCheckpoint | None:
+    """Refuse settings that the protocol, the model or the start checkpoint does not have.
+
+    Returns:
+        The checkpoint that `train.start` names; None without it, and in the folder of a run, which has a copy.
 
     Raises:
-        ConfigError: the protocol does not have the metric of `train.select`, or the start checkpoint does not fit.
+        ConfigError: the protocol does not have the metric of `train.select`, a setting is for another kind of model, or
+            the start checkpoint does not fit.
         WeightsError: there is no such model or start checkpoint.
     """
     selected_metric(config.train, load_protocol(config.evaluate.protocol).metrics)
     source = resolve_model(config.model)
     refuse_checkpoint(source)
-    # A run that has begun has a copy.
-    if config.train.start is not None and not (config.output / "checkpoints" / "start").is_dir():
-        start = find_start(config, resuming=False)
-        assert start is not None
-        require_fitting_start(start, config, source)
+    if kind_of_model(source) == "transformers":
+        require_supported(config.train)
+    if config.train.start is None or (config.output / "checkpoints" / START).is_dir():
+        return None
+    start = find_start(config, resuming=False)
+    assert start is not None
+    require_fitting_start(start, config, source)
+    return start
 
 
 def _select_in_finished(config: RunConfig, inspection: Inspection) -> None:

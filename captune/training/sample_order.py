@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from captune.config import TrainConfig
 from captune.data import Sample
-from captune.errors import DataError
+from captune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from captune.model import PromptLayout
 
-__all__ = ["TrainingSample", "TrainingSamples", "require_captions", "synthetic_samples"]
+__all__ = ["TrainingSample", "TrainingSamples", "require_captions", "require_supported", "synthetic_samples"]
 
 POOL = 1024
 """Samples of similar length are grouped within shuffled pools of about this many."""
@@ -54,6 +54,19 @@ def require_captions(images: Sequence[Sample]) -> None:
     """
     if not any(image.captions for image in images):
         raise DataError("The training images have no captions; there is nothing to train on.")
+
+
+def require_supported(train: TrainConfig) -> None:
+    """Refuse settings of a MiniGPT-4 for a transformers model.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if train.sharding != "none":
+        raise ConfigError(
+            f"train.sharding is {train.sharding}, which supports MiniGPT-4 only; set it to none, and "
+            "model.quantization to nf4 if the model does not fit into memory."
+        )
 
 
 class TrainingSamples:

@@ -58,6 +58,13 @@ class StartCheckpoint:
     ancestors: tuple[dict[str, Any], ...]
 
     @property
+    def sentence(self) -> str:
+        """What the run begins with, for people."""
+        what = "adapter" if self.is_adapter else f"checkpoint of epoch{self.record.epoch}"
+        parts = f" ({', '.join(self.record.trained)})" if self.record.trained else ""
+        return f"Training starts from the {what} {self.name}{parts} and not from the pretrained model."
+
+    @property
     def is_adapter(self) -> bool:
         """Whether it is an adapter of peft without captune's record."""
         return not self.record.frozen

@@ -37,6 +37,7 @@ from captune.run_checkpoints import CheckpointRecord
 from captune.training.preparation import FeaturesOf, prepare_images
 from captune.training.run_folder import Inspection
 from captune.training.run_parts import RunParts
+from captune.training.sample_order import require_supported
 from captune.training.start_checkpoint import StartCheckpoint
 from captune.training.vlm_loss import ImageTextObjective, images_at_once
 from captune.vlm import (
@@ -81,11 +82,7 @@ def load_image_text_for_training(
         WeightsError: it cannot be loaded, or has no such parts.
         ConfigError: the settings belong to a MiniGPT-4 only.
     """
-    if train.sharding != "none":
-        raise ConfigError(
-            f"train.sharding is {train.sharding}, which supports MiniGPT-4 only; set it to none, and "
-            "model.quantization to nf4 if the model does not fit into memory."
-        )
+    require_supported(train)
     model = load_image_text_model(source, device, instruction=instruction)
     if {"language_model", "vision_tower"} & set(train.parts):
         _train_parts(model, train.parts)

@@ -145,7 +145,7 @@ def test_schedule_of_few_captions(
     def start(config: RunConfig, *_: object, **__: object) -> None:
         raise _StartedError(config)
 
-    monkeypatch.setattr("captune.training.train", start)
+    monkeypatch.setattr("captune.api.running.train", start)
     with pytest.raises(_StartedError) as started:
         captune.tune(data=manifest, output=tmp_path / "run", progress=False, **settings)
     train = started.value.args[0].train
@@ -153,6 +153,17 @@ def test_schedule_of_few_captions(
     with pytest.raises(_StartedError) as started:
         captune.tune({"data": {"train": str(manifest)}}, output=tmp_path / "run", progress=False)
     assert started.value.args[0].train.batch_size == 40
+
+
+def test_errors_name_arguments_and_no_options(manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "photos"
+    output.mkdir()
+    (output / "report.html").write_text("mine")
+    with pytest.raises(ConfigError, match=r"output=\.\.\., or pass overwrite=True to move a run's files"):
+        captune.tune(data=manifest, output=output, progress=False)
+    with pytest.raises(InputError, match=r"give output= another folder"):
+        captune.evaluate("toy", manifest, split="train", output=output, progress=False)
+    assert (output / "report.html").read_text() == "mine"
 
 
 def test_a_warm_up_that_is_longer_than_the_run_is_named(

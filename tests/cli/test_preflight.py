@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -13,11 +16,12 @@ from huggingface_hub import constants
 import captune
 from captune import hub
 from captune.cli import app, call, run
-from captune.config import STORED_HEADING, DataConfig, RunConfig, commented_yaml
+from captune.config import STORED_HEADING, commented_yaml, parse_config
+from captune.data import manifest_hash
 from captune.errors import ConfigError, MissingExtraError, WeightsError
 from captune.preflight import check_output_folder, require_extra
-
-SPLITS = ("train", "test")
+from captune.report import CheckpointScores, RunScores, write_scores
+from captune.run_checkpoints import CheckpointRecord, checkpoint_folder
 
 WITHOUT_TORCH = """
 import sys
@@ -263,13 +267,155 @@ def test_captions_come_without_a_word_of_the_libraries(repository: Path) -> None
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_other_settings_of_a_run_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
-    rows = [f'{{"id": "{name}", "image": "{name}.jpg", "captions": ["A dog."], "split": "{name}"}}' for name in SPLITS]
-    (tmp_path / "m.jsonl").write_text("\n".join(rows) + "\n")
-    config = RunConfig(output=tmp_path / "run", data=DataConfig(train=tmp_path / "m.jsonl"))
-    config.output.mkdir()
-    (config.output / "config.yaml").write_text(commented_yaml(config, STORED_HEADING))
-    (tmp_path / "c.yaml").write_text(commented_yaml(config))
-    refused = refused_without_torch("train", tmp_path / "c.yaml", "seed=7", "train.epochs=9")
-    assert "another configuration (seed: 42 -> 7)" in refused
-    assert "--overwrite" in refused
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a manifest, a configuration, and finished runs of `toy-vlm`, as far as no tensors are needed."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = [
+        {"id": name, "image": f"{name}.jpg", "captions": ["A dog."], "split": name.rstrip("0123456789")}
+        for name in ("train", "test1", "test2")
+    ]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, parts in (("lora", ["lora"]), ("projector", ["lora", "projector"])):
+        settings = {
+            "output": str(folder / name),
+            "model": {"path": "toy-vlm"},
+            "data": {"train": str(folder / "m.jsonl")},
+        }
+        config = parse_config({**settings, "train": {"epochs": 2, "parts": parts}})
+        for epoch in range(2):
+            write_checkpoint(folder, config.output, epoch, tuple(parts))
+        (config.output / "config.yaml").write_text(commented_yaml(config, STORED_HEADING))
+        captions = {"test1": "a dog", "test2": "a cat"}
+        references = dict.fromkeys(captions, ("a dog runs",))
+        scored = [
+            CheckpointScores(name=f"epoch{epoch}", epoch=epoch, corpus={"CIDEr": 0.5}, captions=captions)
+            for epoch in range(2)
+        ]
+        write_scores(RunScores("m", tuple(scored), "test", "karpathy", 2, references), config.output)
+        (config.output / "captions").mkdir()
+        for row in scored:
+            content = [{"image_id": image, "caption": caption} for image, caption in captions.items()]
+            (config.output / "captions" / f"m-{row.name}.json").write_text(json.dumps(content))
+    (folder / "c.yaml").write_text(commented_yaml(config.model_copy(update={"output": folder / "new"})))
+    return folder
+
+
+def write_checkpoint(data: Path, output: Path, epoch: int, parts: tuple[str, ...]) -> None:
+    folder = checkpoint_folder(output, epoch)
+    folder.mkdir(parents=True)
+    lora = {"r": 16, "alpha": 32.0, "targets": ["all-linear"], "dropout": 0.0}
+    record = CheckpointRecord(
+        model="toy-vlm",
+        frozen="0" * 16,
+        instruction="Describe.",
+        conversation="chat template",
+        stop_symbol="",
+        manifest_hash=manifest_hash(data / "m.jsonl"),
+        epoch=epoch,
+        step=epoch + 1,
+        seed=42,
+        captune="0.1",
+        lora=lora,
+        kind="transformers",
+        trained=parts,
+    )
+    (folder / "checkpoint.json").write_text(json.dumps(asdict(record)))
+    (folder / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
+START = "train {c} train.parts=[lora] train.start="
+
+
+REFUSED = [
+    ("train {c} train.select=Foo", "train.select is 'Foo', which is no score of this run's protocol"),
+    ("train {c} evaluate.protocol=foo", "There is no protocol 'foo'"),
+    ("train {c} evaluate.protocol=foo.yaml", "There is no protocol file 'foo.yaml'"),
+    ("train {c} data.evaluate_split=val", "data.evaluate_split is val, and "),
+    ("train {c} train.sharding=fsdp", "train.sharding is fsdp, which supports MiniGPT-4 only"),
+    ("train {c} model.path={lora}/checkpoints/epoch-000", "set model.path to toy-vlm and train.start to "),
+    (f"{START}{{lora}}/checkpoints/epoch-007", "There is no folder"),
+    (f"{START}{{lora}}@epoch7", "has no checkpoint epoch7; it has epoch0, epoch1"),
+    (f"{START}user/none", "There is no folder user/none, and no connection to the Hugging Face hub"),
+    (f"{START}{{lora}} train.lora={{{{'rank':8}}}}", "rank is 8, in the checkpoint 16; alpha is 16, in the"),
+    (f"{START}{{projector}}", "has trained [lora, projector]; without projector its weights would be lost"),
+    (f"{START}{{lora}} train.parts=[language_model]", "set train.parts to these, or merge the checkpoint"),
+    (f"{START}{{lora}} model.path=toy", "is a checkpoint of a transformers model, toy-vlm, and not of a MiniGPT-4"),
+    (f"{START}{{lora}} output={{lora}}", "which is inside of the output folder"),
+    ("train {c} output={projector} train.epochs=1", "more epochs continue a run, fewer do not shorten it"),
+    ("train {c} output={projector} seed=7", "another configuration (seed: 42 -> 7)"),
+    ("plan {c} train.select=Foo", "train.select is 'Foo'"),
+    ("plan {c} train.start={lora}@epoch7", "has no checkpoint epoch7"),
+    ("explain {c} train.select=Foo", "train.select is 'Foo'"),
+    ("explain {c} train.start={lora}@epoch7", "has no checkpoint epoch7"),
+    ("explain {c} --image none", "has no image 'none' among its 1 training images"),
+    (
+        "export {lora} --original --out {new}",
+        "is of a transformers model, and the original code has MiniGPT-4 only",
+    ),
+    ("convert --to-official {lora}/checkpoints/epoch-000 --out {new}", "the original code has MiniGPT-4 only"),
+    (
+        "export {lora} --base ./no/model --out {new}",
+        "trained on the model ./no/model (weights 0000000000000000)",
+    ),
+    ("export {lora} --merge --base user/none --out {new}", "which cannot be loaded: user/none cannot be read"),
+    ("export {lora}@epoch7 --out {new}", "has no checkpoint epoch7"),
+    ("push {lora} --base ./no/model --to {new}", "was trained on the model ./no/model"),
+    ("evaluate {lora} --protocol foo", "There is no protocol 'foo'"),
+    ("evaluate {lora} --split none", "data.evaluate_split is none, and "),
+    ("evaluate {lora} --checkpoint {lora}/none", "holds no checkpoint.json"),
+    ("evaluate {lora} --captioner ./no/model", "There is no model folder ./no/model"),
+    ("evaluate {lora} --corrupt foo", "There is no corruption 'foo'"),
+    ("evaluate {lora} --prompts none.txt", "There is no list of instructions 'none.txt'"),
+    ("caption {lora}@epoch7 {m}", "has no checkpoint epoch7"),
+    ("serve {lora}@epoch7", "has no checkpoint epoch7"),
+    ("runs compare {lora} {lora}", "are the same run"),
+]
+ALL = """
+import contextlib, io, json, sys
+from captune.cli import app, call, run
+for words in json.loads(sys.argv[1]):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
+        code = run(lambda: call(app, words))
+    print(json.dumps([code, errors.getvalue(), "torch" in sys.modules]))
+"""
+"""Commands in one process, which would need a second each in separate ones."""
+
+
+@pytest.fixture(scope="module")
+def refusals(runs: Path) -> dict[str, list[Any]]:
+    names = {
+        "c": runs / "c.yaml",
+        "m": runs / "m.jsonl",
+        "lora": runs / "lora",
+        "projector": runs / "projector",
+        "new": runs / "new",
+    }
+    commands = [[word.format(**names) for word in command.split()] for command, _ in REFUSED]
+    result = subprocess.run([sys.executable, "-c", ALL, json.dumps(commands)], capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(REFUSED), result.stderr
+    return {command: json.loads(line) for (command, _), line in zip(REFUSED, lines, strict=True)}
+
+
+@pytest.mark.parametrize(("command", "sentence"), REFUSED)
+def test_what_does_not_fit_a_run_is_refused_without_torch(
+    command: str, sentence: str, refusals: dict[str, list[Any]], runs: Path
+) -> None:
+    code, refused, has_torch = refusals[command]
+    assert (code, has_torch) == (2, False), refused
+    assert sentence in refused
+    assert len(refused.splitlines()) <= 2, "a sentence, and at most the checkpoint that is used"
+    assert not (runs / "new" / "config.yaml").exists()
+
+
+def test_a_finished_run_is_used_again_without_torch(runs: Path) -> None:
+    code = (
+        "import sys; from captune.cli import app, call, run\n"
+        f"code = run(lambda: call(app, ['train', {str(runs / 'c.yaml')!r}, 'output={runs / 'projector'}']))\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\nsys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "Reusing the finished run" in result.stderr
