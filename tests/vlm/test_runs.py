@@ -396,8 +396,8 @@ def train_by_hand(config: RunConfig, checkpoint: Path, *, projector: bool = Fals
     images = training_images(config)
     files = [resolve_image(config.data.train, image.image) for image in images]
     dist = DistributedContext(torch.device("cpu"))
-    chosen = json.loads((config.output / "computation.json").read_text())
-    computation = Computation(chosen["features"], chosen["packed"], ())
+    stored = json.loads((config.output / "computation.json").read_text())
+    computation = Computation(stored["features"], stored["packed"], ())
     features: Any = PixelSource(files, config.exif_rotation)
     if computation.features:
         model.find_features()
