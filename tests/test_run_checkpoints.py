@@ -82,8 +82,8 @@ def test_other_names_are_no_runs(tmp_path: Path, run: Path) -> None:
     for file in ("adapter_config.json", "config.yaml"):
         (tmp_path / "adapter" / file).write_text("{}")
     assert locate_model(str(tmp_path / "adapter")) == str(tmp_path / "adapter")
-    assert is_model(tmp_path / "adapter", has_data=True)
-    assert not is_model(run, has_data=True)
+    assert is_model(str(tmp_path / "adapter"), [], has_data=True)
+    assert not is_model(str(run), [], has_data=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_text("seed: 1\n")
     assert not is_run(tmp_path / "empty"), "the configuration of another program"
