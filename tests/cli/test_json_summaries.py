@@ -57,6 +57,7 @@ def test_the_commands_of_a_run(config: Path, summary: Any, capfd: pytest.Capture
     assert trained["folders"] == [str(run_folder / "checkpoints" / "epoch-000")]
     rows = [row["checkpoint"] for row in trained["checkpoints"]]
     assert rows == ["pretrained", "epoch0"]
+    assert trained["warnings"] == []
     assert set(trained["checkpoints"][1]["corpus"]) >= {"BLEU-4", "CIDEr", "ROUGE-L"}
 
     evaluated = summary("evaluate", run_folder, "--out", config.parent / "again")

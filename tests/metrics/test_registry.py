@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.metrics import METRICS, check_metrics, find_column
+from captune.metrics import BUILT_IN, METRICS, check_metrics, find_column
 
 PACKAGE = '''
 from __future__ import annotations
@@ -149,6 +149,20 @@ def test_a_faulty_package_is_one_sentence(package: Path, metrics: str, message: 
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_every_built_in_metric_has_a_row_with_its_source_in_the_documentation(repository: Path) -> None:
+    text = (repository / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = text[text.index("| `--metrics`") :].partition("\n\n")[0]
+    rows = {row.split("`")[1]: row for row in table.splitlines() if row.startswith("| `")}
+    for name in BUILT_IN:
+        _, _, prints, scale, _, source, _ = (cell.strip() for cell in rows[name].split("|"))
+        assert prints, name
+        assert scale, name
+        assert source or name == "cider-d", name
+        for column in METRICS[name].columns:
+            assert column.description or METRICS[name].__doc__, column.name
+            assert column.name in text or column.name.startswith("BLEU"), column.name
 
 
 def test_every_built_in_metric_has_columns() -> None:
