@@ -46,7 +46,7 @@ class Published:
 
     Attributes:
         metric: column of the metric.
-        measure: "tau-b" or "tau-c".
+        measure: "tau-b", "tau-c", "accuracy" or "mean of categories".
         value: as printed.
         source: where.
     """

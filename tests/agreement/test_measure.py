@@ -150,6 +150,14 @@ def test_published_values_have_sources() -> None:
         values = published_values(title)
         assert len({(row.metric, row.measure) for row in values}) == len(values) > 8
         assert all(row.source and 0 < row.value < 100 for row in values)
+    for title, measure in (
+        ("FOIL, 1 reference", "accuracy"),
+        ("FOIL, 4 references", "accuracy"),
+        ("Pascal-50S, 5 references", "mean of categories"),
+    ):
+        values = published_values(title)
+        assert {row.measure for row in values} == {measure}
+        assert {"BLEU-4", "CIDEr", "BERTScore", "RefCLIPScore"} <= {row.metric for row in values}
     assert published_values("my ratings") == ()
 
 
