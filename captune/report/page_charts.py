@@ -111,8 +111,9 @@ def score_charts(run: RunScores, words: Mapping[str, str]) -> list[tuple[str, st
             bands = [row.intervals.get(metric, (math.nan, math.nan)) for row in drawn.checkpoints]
             series.append(Series(metric, values, (first_style + index) % 10, bands, joined=joined))
         title = ", ".join([*(line.name for line in series), *(row.name for row in drawn.checkpoints[:40])])
+        key = key if joined else f"{key}_of_models"
         charts.append((key, _over_checkpoints(run, series, title, label, words)))
-    return sorted((chart for chart in charts if chart[1]), key=lambda chart: chart[0] != "cider_chart")
+    return sorted((chart for chart in charts if chart[1]), key=lambda chart: not chart[0].startswith("cider_chart"))
 
 
 def _is_negligible(values: Iterable[float]) -> bool:

@@ -140,7 +140,7 @@ def test_bad_images_are_named(toy: Captioner, tmp_path: Path) -> None:
 def test_models_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="There is no model folder"):
         Captioner.from_pretrained(tmp_path / "absent")
-    with pytest.raises(WeightsError, match=r"holds no config\.json"):
+    with pytest.raises(WeightsError, match=r"holds neither config\.json nor adapter_config\.json"):
         Captioner.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 10}))
     with pytest.raises(WeightsError, match="is a llama, which does not caption images"):

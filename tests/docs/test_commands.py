@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 from captune.cli import app
 from captune.config import RunConfig
+from captune.evaluation import split_settings
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(str(page.relative_to(REPOSITORY)) for page in (REPOSITORY / "docs").rglob("*.md"))]
@@ -53,7 +54,7 @@ def test_the_commands_of_the_page_parse(page: str) -> None:
     for command in commands_of((REPOSITORY / page).read_text(encoding="utf-8")):
         if "COMMAND" not in command:
             parse(command)
-        for key in re.findall(r" ([a-z_]+(?:\.[a-z_]+)*)=", command):
+        for key in (text.partition("=")[0] for text in split_settings(shlex.split(command))[1]):
             known = key.rpartition(".")[2] in keys and key.partition(".")[0] in RunConfig.model_fields
             assert known or command.startswith("captune prepare"), f"{page}: {command}"
 

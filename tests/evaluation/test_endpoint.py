@@ -431,15 +431,20 @@ def test_images_are_sent_upright_in_a_common_format(tmp_path: Path) -> None:
 def test_answers_survive_a_killed_process(server: Server, manifest: Path, tmp_path: Path) -> None:
     """kill -9 between two answers: the second evaluation requests only what was not answered."""
     reached, released = threading.Event(), threading.Event()
+    out = tmp_path / "out"
+
+    def stored_lines() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in (out / "cache" / "captions").glob("*.jsonl"))
 
     def answer(_request: dict[str, Any], number: int) -> Reply:
         if number == 4:
+            while stored_lines() < 4 and not released.wait(0.01):  # a header and three answers
+                pass
             reached.set()
             released.wait(60)
         return completion(f"card {number}")
 
     server.answer = answer
-    out = tmp_path / "out"
     program = [sys.executable, "-m", "captune", "evaluate", server.address, "--data", str(manifest), "--out", str(out)]
     process = subprocess.Popen(
         [*program, "--concurrency", "1"], stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}

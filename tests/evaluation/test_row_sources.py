@@ -219,6 +219,8 @@ def test_rows_are_tested_against_each_other_and_shown_alike(
     assert table.count("Signature") == 1, "rows of one kind have one signature"
     page = (out / "report.html").read_text()
     assert "my best" in page
+    assert 'data-t="cider_chart_of_models"' in page
+    assert 'data-t="cider_chart"' not in page, "the rows are no training"
     assert "read from a file" in page
     assert json.loads((out / "captions" / "photos-my best.json").read_text())[0]["image_id"] == "card-2"
     # The same command again changes nothing, and one without a row is refused.
