@@ -48,6 +48,7 @@ def _program(
 
     Examples:
         captune demo
+        captune init photos
         captune train photos.yaml
         captune score --references test.jsonl --predictions captions.json
     """

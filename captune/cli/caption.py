@@ -66,7 +66,7 @@ class _Decoding:
     seed: Annotated[int, typer.Option(help="Seed of sampling; with the image's id it determines the caption.")] = 0
     batch_size: Annotated[int, typer.Option(help="Images captioned at once; fewer when memory runs out.")] = 32
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Decode with compiled steps of one shape; for long jobs on a GPU.")
+        bool, typer.Option("--compile", help="Use torch.compile for decoding; for long jobs on a GPU.")
     ] = False
 
 

@@ -195,17 +195,19 @@ def _images_in_words(discovery: Discovery) -> str:
 def _choose_source(
     path: Path, discovery: Discovery, image: str | None, captions: list[str], encoding: str | None, *, ask: bool
 ) -> CaptionSource:
-    from captune.data import HEIF_SUFFIXES, plural
+    from captune.data import HEIF_SUFFIXES, has_record, plural
     from captune.data.importers import guess_table, source_of_file
     from captune.errors import DataError
 
     if discovery.sources and not (image or captions):
-        sources = discovery.sources
+        # A manifest that this command wrote is made of one of the others.
+        sources = [source for source in discovery.sources if not has_record(source.path, "init")] or discovery.sources
         if len(sources) == 1:
             return sources[0]
         print_message("captions  in several forms:")
         for number, source in enumerate(sources, 1):
-            print_message(f"  {number}  {_KINDS[source.kind]}: {source.path}, for {source.matched:,} images")
+            matched = plural(source.matched, "image" if source.kind == "folder" else "row")
+            print_message(f"  {number}  {_KINDS[source.kind]}: {source.path}, for {matched}")
         if not ask:
             print_message("  The first is used; give the file itself to use another.")
             return sources[0]

@@ -81,8 +81,10 @@ def push(
     if as_json:
         print_summary({"checkpoint": checkpoint, "pushed": address, "files": list(files)})
         return
+    from captune.cli.plan import size_in_words
+
     for name, size in files.items():
-        print_message(f"  {name}  {size / 1e6:,.1f} MB")
+        print_message(f"  {name}  {size_in_words(size)}")
     if address is None:
         print_message(f"Nothing was uploaded (--dry-run); these files would be in {to}.")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -185,9 +186,15 @@ def _make(folder: Path, sources: list[Path], material: _Material, options: dict[
         items = with_human(items, study_options.seed)
     store = create_study(folder, items, study_options, names)
     screens = [len(store.trials(rater.number)) for rater in store.raters()]
+    least, most = min(screens), max(screens)
+    minutes = math.ceil(most * _SECONDS_A_SCREEN / 60)
     print_message(
         f"Made a study in {folder}: {', '.join(store.setting('systems'))}; {len(store.images())} images, "
-        f"{len(screens)} raters with {min(screens)} to {max(screens)} screens each."
+        f"{len(screens)} raters with {least if least == most else f'{least} to {most}'} screens each."
+    )
+    print_message(
+        "An invitation to send with a link: Please look at images and their captions in your browser. It takes "
+        f"about {minutes} minutes for {most} screens; you can stop at any time and continue with the same link."
     )
     return store
 
@@ -299,6 +306,10 @@ def _write_into_run(run: Path, results: dict[str, Any]) -> list[Path]:
     return [run / "rating.json", write_page(run)]
 
 
+_SECONDS_A_SCREEN = 15  # an estimate; a comparison takes less, four points for a caption more
+_CRITERIA = {"precision": "right", "recall": "complete", "fluency": "well written", "conciseness": "concise"}
+"""The criteria as the raters' pages call them."""
+
 DOUBTS = {"too_fast": "answered too fast to have read the captions", "attention_failed": "failed attention checks"}
 """What is printed of raters whose answers should be looked at."""
 
@@ -316,7 +327,7 @@ def _print_results(results: Results) -> None:
     criteria = list(next(iter(results.rubric.values()), {}))
     _section(
         "Points, 1 to 5",
-        ("system", *criteria),
+        ("system", *map(_criterion, criteria)),
         [(one_line(name), *map(str, means.values())) for name, means in results.rubric.items()],
     )
     for level in ("caption", "system"):
@@ -362,7 +373,7 @@ def _print_raters(results: Results) -> None:
     _section(
         "Agreement (Krippendorff's alpha)",
         ("question", "alpha", "judged by two or more"),
-        [(name, str(alpha), str(units)) for name, (alpha, units) in results.agreement.items()],
+        [(_criterion(name), str(alpha), str(units)) for name, (alpha, units) in results.agreement.items()],
     )
 
 
@@ -393,6 +404,11 @@ def _print_ranking(results: Results) -> None:
             for pair in results.pairs
         ],
     )
+
+
+def _criterion(name: str) -> str:
+    """A criterion as the raters' pages call it, with its name in results.json."""
+    return f"{_CRITERIA[name]} ({name})" if name in _CRITERIA else name
 
 
 def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

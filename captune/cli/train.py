@@ -74,4 +74,4 @@ def run_training(
         return
     print_report(scores, analysis)
     print_message(f"\nTable, chart, captions and checkpoints are in {settings.output}")
-    show_next(["report", settings.output], "write the page with every image and caption again and list the files")
+    show_next(["report", settings.output], "print the scores again and list the files")

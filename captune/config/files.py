@@ -168,6 +168,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
+        if path.parent.is_dir() and path.name == "config.yaml":
+            raise ConfigError(
+                f"{path.parent} is a folder without the config.yaml of a run; give a run or a YAML file."
+            ) from None
         raise ConfigError(f"There is no configuration {path}; give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}.") from error

@@ -227,7 +227,8 @@ class EvaluateConfig(_Section):
     metrics: tuple[str, ...] | None = Field(None, min_length=1)
     """Metrics to compute, such as [bleu, cider, meteor, clipscore]; null is those of the protocol."""
     allow_leaks: bool = False
-    """Results on images that were trained on are marked LEAK; true prints the mark without the reason."""
+    """Results on images that were trained on are marked LEAK; true keeps the mark and silences the
+    warning."""
     batch_size: int = Field(32, gt=0)
     """Images per batch."""
     train_slice: int = Field(64, ge=0)

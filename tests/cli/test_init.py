@@ -113,6 +113,17 @@ def test_questions_on_a_terminal(photos: Path, tmp_path: Path) -> None:
     assert "Next: captune train mine.yaml" in done.out
 
 
+def test_a_manifest_of_an_earlier_init_is_no_other_form(photos: Path, tmp_path: Path) -> None:
+    write_table(photos)
+    for _ in range(2):
+        done = init(photos, ".", "--yes")
+        assert done.code == 0
+        assert "in several forms" not in done.err
+    (photos / "IMG_00.txt").write_text("A box.\n")
+    done = init(photos, ".", "--yes")
+    assert "  1  a table: list.csv, for 12 rows\n  2  text files next to the images: ., for 1 image\n" in done.err
+
+
 def test_texts_next_to_images(photos: Path, tmp_path: Path) -> None:
     for path in sorted(photos.glob("IMG*"))[:10]:
         path.with_suffix(".txt").write_text(f"grey boxes in {path.stem}\nseveral boxes\n")

@@ -79,6 +79,8 @@ def test_links_go_to_stdout_and_the_key_to_stderr(
     assert all(f"http://127.0.0.1:{served[0][1]}/r/" in line for line in lines)
     assert served[0][0] == "127.0.0.1"
     assert "this machine only" in err
+    assert "4 images, 2 raters with 28 screens each.\n" in err
+    assert "It takes about 7 minutes for 28 screens; you can stop at any time" in err
     assert "/results?key=" in err
     assert "key=" not in out
     assert _call("rate", run_dir, "--links", "--url", "https://study.example/") == 0
@@ -94,6 +96,8 @@ def test_results_are_printed_and_put_into_the_report(made: Path, capsys: pytest.
     for heading in ("Raters", "Agreement", "Ranking", "Pairs", "Points, 1 to 5", "Correlation of metrics with people"):
         assert heading in out
     assert "Ada" in out
+    for criterion in ("right (precision)", "complete (recall)", "well written (fluency)", "concise (conciseness)"):
+        assert out.count(criterion) == 2
     assert {Path(line).name for line in err.splitlines()} == {
         "results.json",
         "answers.csv",
