@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from captune.cli.output import print_error, print_message, print_summary
+from captune.cli.caption_output import CaptionOutput, print_captions, run_job, write_texts_next_to_images
+from captune.cli.output import print_message, print_summary
 from captune.cli.output import settings as output_settings
-from captune.cli.progress import caption_progress, working
+from captune.cli.progress import working
 from captune.cli.shared_options import AsJson, Base, checked_model, with_shared_options
 
 if TYPE_CHECKING:
-    from captune.bulk import Captions, CaptionTemplate, Entry, Existing, Inputs, Job, Row, Workers
+    from captune.bulk import Captions, CaptionTemplate, Inputs, Workers
     from captune.captioner import Captioner
 
 __all__ = ["caption"]
 
 _QUARANTINED = 2
 """Exit code when some images could not be captioned: their files are wrong."""
-_OUTPUT_FILES = (".jsonl", ".parquet", ".csv", ".json")
-"""Endings of single output files."""
-_FILE_ENDINGS = (
-    ".gz",
-    ".html",
-    ".md",
-    ".ndjson",
-    ".tar",
-    ".tsv",
-    ".txt",
-    ".xls",
-    ".xlsx",
-    ".xml",
-    ".yaml",
-    ".yml",
-    ".zip",
-)
-"""Endings of files, which are refused as names of folders."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +205,7 @@ def caption(
     part_number, parts = _part(part)
     template = text.parsed(txt=txt)
     images = _read_inputs(inputs, split, image_column, id_column)
-    output, uses_ray = _output(out, output_format), engine.engine == "ray"
+    output, uses_ray = CaptionOutput.of(out, output_format), engine.engine == "ray"
     if output is not None and output.file is not None and parts > 1:
         raise typer.BadParameter("several parts write into a folder; give --out FOLDER.")
     if txt and (output is not None or uses_ray or parts > 1 or images.archives):
@@ -240,8 +220,8 @@ def caption(
     require_extra("captune caption", "train", *(["bulk"] if needs_bulk else []))
     model = checked_model(model, loading.base)
     if output is not None:
-        _check_output(output, inputs, overwrite=overwrite)
-    with nullcontext() if output is None else _locked(output, part_number, parts):
+        output.check(inputs, overwrite=overwrite)
+    with nullcontext() if output is None else output.locked(part_number, parts):
         with extra_imports("captune caption", "train"):
             from captune.captioner import Captioner
 
@@ -250,12 +230,12 @@ def caption(
             captions = _captions(load(), decoding, workers, template)
         output_settings.resumes = txt or output is not None
         if txt:
-            count = _write_texts_next_to_images(captions, images, text.existing or "skip")
+            count = write_texts_next_to_images(captions, images, text.existing or "skip")
         elif output is None:
-            count = _print_captions(captions, images)
+            count = print_captions(captions, images)
         else:
             actor = engine.workers(load, captions) if uses_ray else None
-            count = _run_job(output, captions, images, shard_size, actor, (part_number, parts))
+            count = run_job(output, captions, images, shard_size, actor, (part_number, parts))
     if as_json:
         path = None if output is None else output.path
         print_summary({"captions": path, "captioned": count.captioned, "failed": count.rejected})
@@ -264,15 +244,7 @@ def caption(
     _show_next(output, inputs, txt=txt)
 
 
-@dataclass(frozen=True)
-class _Count:
-    """Images of a command, those of earlier calls included."""
-
-    captioned: int
-    rejected: int
-
-
-def _show_next(output: _Output | None, inputs: list[str], *, txt: bool) -> None:
+def _show_next(output: CaptionOutput | None, inputs: list[str], *, txt: bool) -> None:
     """Name the command that uses the captions next."""
     from captune.cli.next_command import show_next
 
@@ -326,114 +298,6 @@ def _read_inputs(inputs: list[str], split: str | None, image_column: str | None,
     return images
 
 
-@dataclass(frozen=True)
-class _Output:
-    """The files of --out.
-
-    Attributes:
-        folder: of the job with its shards.
-        ending: of the shards, "jsonl" or "parquet".
-        file: receives all captions of the job; None keeps one file per shard.
-    """
-
-    folder: Path
-    ending: str
-    file: Path | None = None
-
-    @property
-    def path(self) -> Path:
-        """The value of --out."""
-        return self.file or self.folder
-
-
-def _output(out: Path | None, output_format: str) -> _Output | None:
-    """The output of --out and --format; None without --out."""
-    if out is None:
-        return None
-    if out.suffix in _OUTPUT_FILES and not out.is_dir():
-        return _Output(_parts_of(out), "parquet" if out.suffix == ".parquet" else "jsonl", out)
-    if out.suffix.lower() in _FILE_ENDINGS and not out.is_dir():
-        raise typer.BadParameter(
-            f"--out {out} has the ending of a file, and captions are written as {', '.join(_OUTPUT_FILES[:-1])} or "
-            f"{_OUTPUT_FILES[-1]}; a name without ending is a folder."
-        )
-    return _Output(out, output_format)
-
-
-def _check_output(output: _Output, inputs: list[str], *, overwrite: bool) -> None:
-    """Check that captions replace neither inputs nor files of others, and are not read as inputs the next time.
-
-    Raises:
-        InputError: they would.
-    """
-    from captune.bulk import COMMAND
-    from captune.data import check_output, is_inside
-    from captune.errors import InputError
-
-    if output.file is not None:
-        for file in (output.file, _quarantine_of(output.file)):
-            check_output(file, command=COMMAND, reads=inputs, overwrite=overwrite)
-    for path in inputs:
-        if output.ending == "parquet" and os.path.isdir(path) and is_inside(output.path, path):
-            raise InputError(
-                f"'{output.path}' is inside '{path}', which is read here, and its .parquet files would be captioned "
-                "the next time; give --out a name outside of it."
-            )
-
-
-def _locked(output: _Output, part: int, parts: int) -> AbstractContextManager[None]:
-    """The lock of the job's folder, or of one part of the job."""
-    from captune.data import folder_lock
-
-    return folder_lock(output.folder, "captune caption", part=f"part-{part}-of-{parts}" if parts > 1 else None)
-
-
-def _run_job(
-    output: _Output,
-    captions: Captions,
-    images: Inputs,
-    shard_size: int,
-    actor: Workers | None,
-    part: tuple[int, int],
-) -> _Count:
-    """Caption the open shards of a job."""
-    from captune.bulk import Job, JobIdentity, Progress, make_ids_unique, run_shards, run_with_ray
-    from captune.data import plural
-
-    captioner = captions.captioner
-    identity = JobIdentity(
-        captioner.name, captioner.fingerprint, captioner.instruction, str(captions.options), str(captions.template)
-    )
-    job = Job(output.folder, images, identity, ending=output.ending, shard_size=shard_size)
-    shards = job.shards[part[0] :: part[1]]
-    open_shards = job.open_shards(*part)
-    counts = [shard.count for shard in open_shards]
-    total = None if None in counts else sum(count for count in counts if count is not None)
-    with caption_progress() as show:
-        progress = Progress(len(shards), total, len(shards) - len(open_shards), listener=show)
-        if actor is not None:
-            run_with_ray(actor, job, open_shards, progress)
-        else:
-            run_shards(captions, job, open_shards, progress)
-    if all(job.is_done(shard) for shard in job.shards) and (prefixed := make_ids_unique(job)):
-        print_message(
-            f"Some ids are in several archives; the ids of {plural(len(prefixed), 'archive')} begin with the "
-            f"archive's name now ('{prefixed[0]}/...')."
-        )
-    rejected = job.gather_quarantine()
-    skipped = f"; {plural(job.skipped, 'image')} captioned before" if job.skipped else ""
-    summary = progress if open_shards else "nothing is left to do"
-    if output.file is not None:
-        _write_one_file(output.file, job)
-    print_message(f"{summary}{skipped}; captions are in {output.path}")
-    if rejected:
-        quarantine = output.folder / "quarantine.jsonl" if output.file is None else _quarantine_of(output.file)
-        print_error(f"{plural(rejected, 'image')} could not be captioned; {quarantine} lists the reasons.")
-    # Reading all rows of a large job takes long; without a summary one row decides.
-    rows = job.rows() if output_settings.as_json else islice(job.rows(), 1)
-    return _Count(sum(1 for _ in rows), rejected)
-
-
 def _part(option: str | None) -> tuple[int, int]:
     """The part of the shards that this process captions, and the number of parts."""
     if option is None:
@@ -442,92 +306,3 @@ def _part(option: str | None) -> tuple[int, int]:
     if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
         raise typer.BadParameter(f"--part is '{option}'; expected K/N with K from 0 to N-1, such as 0/4.")
     return int(first), int(count)
-
-
-def _print_captions(captions: Captions, inputs: Inputs) -> _Count:
-    """Print captions: plain text for one image, JSON Lines for several."""
-    from captune.bulk import as_text, caption_entries, once
-
-    alone = len(inputs.paths) == 1 and not inputs.archives
-    captioned = rejected = 0
-    for rows, bad in caption_entries(captions, once(_entries(inputs), "another archive")):
-        for row in rows:
-            line = row["caption"] if alone else json.dumps(as_text(row), ensure_ascii=False)
-            sys.stdout.buffer.write(f"{line}\n".encode())
-        sys.stdout.buffer.flush()
-        captioned += len(rows)
-        rejected += _print_reasons(bad)
-    return _Count(captioned, rejected)
-
-
-def _write_texts_next_to_images(captions: Captions, inputs: Inputs, existing: Existing) -> _Count:
-    """Write a text file next to each image, and treat existing ones as `existing` says."""
-    from captune.bulk import Item, Progress, TextFiles, caption_entries, job_hash, shared_texts
-    from captune.data import plural
-
-    captioner = captions.captioner
-    identity = (captioner.name, captioner.fingerprint, captioner.instruction, captions.options, captions.template)
-    texts = TextFiles(existing, job_hash(*map(str, identity), existing))
-    waiting = texts.waiting(inputs.paths)
-    skipped = len(inputs.paths) - len(waiting) - texts.done
-    captioned = rejected = 0
-    for text, images in shared_texts(waiting.values()).items():
-        named = " and ".join(f"'{image}'" for image in images)
-        print_error(f"the captions of {named} would be written to the same file '{text}'.")
-        waiting = {name: path for name, path in waiting.items() if path not in images}
-        rejected += len(images)
-    with caption_progress() as show:
-        progress = Progress(1, len(waiting), listener=show)
-        entries: Iterator[Entry] = (Item(name, path, Path(path)) for name, path in waiting.items())
-        for rows, bad in caption_entries(captions, entries, progress.count):
-            failed = texts.write(rows, waiting)
-            captioned += len(rows) - len(failed)
-            rejected += _print_reasons([*bad, *failed])
-    captioned -= texts.kept
-    before = f"; {skipped + texts.kept:,} had a text file already" if skipped + texts.kept else ""
-    done = f"; {plural(texts.done, 'image')} captioned before" if texts.done else ""
-    missing = f"; {rejected:,} could not be captioned" if rejected else ""
-    written = "1 caption was" if captioned == 1 else f"{captioned:,} captions were"
-    print_message(f"{written} written next to their images{before}{done}{missing}.")
-    if texts.replaced:
-        print_message(f"{plural(texts.replaced, 'earlier text')}: kept in .captune/texts.jsonl next to the images.")
-    return _Count(captioned + skipped + texts.kept + texts.done, rejected)
-
-
-def _parts_of(out: Path) -> Path:
-    """The folder of the job whose rows are collected in one file; a later run with more images resumes from it."""
-    return out.with_name(f"{out.name}.parts")
-
-
-def _quarantine_of(out: Path) -> Path:
-    """The file next to a file of captions that lists the images that could not be captioned."""
-    return out.with_name(f"{out.stem}.quarantine.jsonl")
-
-
-def _write_one_file(out: Path, job: Job) -> None:
-    """Collect the rows of a job in one file, and its quarantine in a second one."""
-    from captune.bulk import COMMAND, read_rows, write_rows
-    from captune.data import is_own_output
-
-    write_rows(out, chain.from_iterable(read_rows(path) for path in job.files()))
-    combined, quarantine = job.folder / "quarantine.jsonl", _quarantine_of(out)
-    if combined.exists():
-        write_rows(quarantine, read_rows(combined))
-    elif is_own_output(quarantine, COMMAND):
-        quarantine.unlink()
-
-
-def _entries(inputs: Inputs) -> Iterator[Entry]:
-    """All images, file by file and archive by archive."""
-    from captune.bulk import Item
-
-    for name, path in inputs.paths.items():
-        yield Item(name, path, Path(path))
-    for archive in inputs.archives:
-        yield from archive.items()
-
-
-def _print_reasons(bad: list[Row]) -> int:
-    for row in bad:
-        print_error(row["reason"])
-    return len(bad)
