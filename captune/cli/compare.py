@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
-from captune.cli import scoring
+from captune.cli import scoring, scoring_options
 from captune.cli.compare_tables import (
     ComparedPair,
     ComparedRun,
@@ -34,7 +34,7 @@ __all__ = ["compare"]
 
 @with_shared_options
 def compare(
-    references: scoring.ReferencesFile,
+    references: scoring_options.ReferencesFile,
     predictions: Annotated[
         list[Path],
         typer.Option(
@@ -80,7 +80,7 @@ def compare(
     resamples: Annotated[int, typer.Option(min=2, help="Resamples of the paired bootstrap.")] = 1000,
     trials: Annotated[int, typer.Option(min=2, help="Trials of approximate randomisation.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of both tests.")] = 12345,
-    shared: scoring.SharedOptions,
+    shared: scoring_options.SharedOptions,
 ) -> None:
     """Test whether systems differ: paired bootstrap and approximate randomisation on the same images.
 
@@ -95,13 +95,13 @@ def compare(
     from captune.metrics import pool_seeds as pool
     from captune.metrics import read_reference_files
 
-    requested = scoring.metric_names(shared.metrics)
+    requested = scoring_options.metric_names(shared.metrics)
     shown_columns = None if columns is None else scoring.column_names(columns)
     if shown_columns is not None:
         requested = scoring.metrics_of_columns(shown_columns, requested)
     if (caption is not None or label is not None) and shared.form != "latex":
         raise MetricInputError("--caption and --label are of a LaTeX table; add --format latex.")
-    if reports := [key for key in requested if key in scoring.REPORTED]:
+    if reports := [key for key in requested if key in scoring_options.REPORTED]:
         raise MetricInputError(f"{reports[0]} is not compared; see it for each system with captune score.")
     if match_length is not None and pool_seeds:
         raise MetricInputError("--match-length compares captions of two systems; leave out --pool-seeds.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from captune.cli import scoring
+from captune.cli import scoring, scoring_options
 from captune.cli.next_command import show_next
 from captune.cli.output import print_message, print_summary
 from captune.cli.output import settings as output_settings
@@ -71,7 +71,7 @@ def evaluate(
         typer.Option(
             help=f"Comma-separated names from {', '.join(BUILT_IN)}, and those of installed packages.",
             show_default="those of the protocol: bleu,cider,rouge-l",
-            autocompletion=scoring.complete_metrics,
+            autocompletion=scoring_options.complete_metrics,
         ),
     ] = None,
     corrupt: Annotated[
@@ -142,7 +142,7 @@ def evaluate(
     settings += [f"evaluate.protocol={protocol}"] if protocol is not None else []
     settings += ["evaluate.allow_leaks=true"] if allow_leaks else []
     if metrics is not None:
-        run = scoring.ScoringRun(scoring.metric_names(metrics, reported=()), ScoringOptions())
+        run = scoring.ScoringRun(scoring_options.metric_names(metrics, reported=()), ScoringOptions())
         run.check_requirements()
         settings.append(f"evaluate.metrics={json.dumps(run.names)}")
     sources = data or []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
-from captune.cli import scoring
+from captune.cli import scoring, scoring_options
 from captune.cli.output import print_message
 from captune.cli.progress import metric_progress
 from captune.cli.shared_options import with_shared_options
@@ -46,7 +46,7 @@ class _Scoring:
         str,
         typer.Option(
             help="Comma-separated names of metrics, also of installed packages.",
-            autocompletion=scoring.complete_metrics,
+            autocompletion=scoring_options.complete_metrics,
         ),
     ] = "bleu,cider,rouge-l"
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures, for CLIPScore.", show_default=False)] = (
@@ -62,8 +62,8 @@ class _Scoring:
         typer.Option(min=0, help="Layer whose hidden states are compared.", show_default="the published table's"),
     ] = None
     tokenize: Annotated[
-        scoring.TokenizerName,
-        typer.Option(metavar="NAME", help=scoring.TOKENIZER_HELP),
+        scoring_options.TokenizerName,
+        typer.Option(metavar="NAME", help=scoring_options.TOKENIZER_HELP),
     ] = "ptb"
     jobs: Annotated[int, typer.Option(min=1, help="Maximum number of processes; few captions use only one.")] = 1
     java: Annotated[
@@ -136,8 +136,8 @@ def meta(
     """
     if dataset not in DATASETS:
         raise InputError(f"DATASET is '{dataset}', expected one of: {', '.join(DATASETS)}.")
-    names = scoring.metric_names(scored.metrics)
-    if reports := [name for name in names if name in scoring.REPORTED]:
+    names = scoring_options.metric_names(scored.metrics)
+    if reports := [name for name in names if name in scoring_options.REPORTED]:
         raise MetricInputError(f"{reports[0]} has no score of a caption; leave it out of --metrics.")
     options = ScoringOptions(
         metrics=names,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from captune.cli import scoring
+from captune.cli import scoring, scoring_options
 from captune.cli.progress import metric_progress
 from captune.cli.scoring import ScoringRun, System
 from captune.cli.shared_options import with_shared_options
@@ -29,7 +29,7 @@ def _complete_scores(incomplete: str) -> list[str]:
 
 @with_shared_options
 def score(
-    references: scoring.ReferencesFile,
+    references: scoring_options.ReferencesFile,
     predictions: Annotated[
         list[Path],
         typer.Option(
@@ -59,7 +59,7 @@ def score(
         bool,
         typer.Option("--pool-seeds", help="Several --predictions are seeds of one system: mean, spread, interval."),
     ] = False,
-    shared: scoring.SharedOptions,
+    shared: scoring_options.SharedOptions,
 ) -> None:
     """Score captions as coco-caption does, without Java unless METEOR or SPICE is requested.
 
@@ -71,7 +71,7 @@ def score(
     """
     from captune.metrics import read_reference_files
 
-    names = scoring.metric_names(shared.metrics) if metric is None else (_metric_of(metric),)
+    names = scoring_options.metric_names(shared.metrics) if metric is None else (_metric_of(metric),)
     run = ScoringRun(names, shared.scoring_options(), shared.subset, shared.images)
     scoring.check_out(
         shared.out,
@@ -84,7 +84,7 @@ def score(
         text = _score_seeds(read, predictions, run, shared, metric, resamples, seed)
         scoring.write(text, shared.out, "score")
         return
-    file = scoring.exactly_one(
+    file = scoring_options.exactly_one(
         predictions, "--predictions", "; `captune compare` takes several, and --pool-seeds takes seeds of one system"
     )
     system = scoring.load_system(read, shared.read_predictions(file, read), file.stem, run)
@@ -116,7 +116,7 @@ def _score_seeds(
     references: ReferenceFile,
     files: list[Path],
     run: ScoringRun,
-    shared: scoring.SharedOptions,
+    shared: scoring_options.SharedOptions,
     metric: str | None,
     resamples: int,
     seed: int,
@@ -127,7 +127,7 @@ def _score_seeds(
 
     if len(files) < 2:
         raise MetricInputError("--pool-seeds needs --predictions twice at least, one for each seed.")
-    if reports := [name for name in run.names if name in scoring.REPORTED]:
+    if reports := [name for name in run.names if name in scoring_options.REPORTED]:
         raise MetricInputError(f"{reports[0]} is not pooled over seeds; leave it out, or score one file.")
     scored: list[Scores] = []
     warnings: list[str] = []
