@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import dropwhile
@@ -41,6 +42,8 @@ __all__ = [
     "strip_prompt",
 ]
 
+
+logger = logging.getLogger(__name__)
 
 # Settings of transformers' `generate`, and extraction of captions from its output.
 
@@ -193,6 +196,7 @@ class TransformersBackend:
         self._start_ids = start_token_ids(model)
         self._end_ids, self._filler_ids = end_token_ids(model, processor.tokenizer)
         self._marks = special_marks(processor.tokenizer)
+        self._has_warned = False
         self.instruction = instruction
         if instruction is None:
             self.instruction = self.inputs.question
@@ -262,6 +266,14 @@ class TransformersBackend:
                 done += len(batch)
                 if on_progress is not None:
                     on_progress(done, len(prepared))
+        if not self._has_warned and any(caption and caption.thinking == "unclosed" for caption in captions):
+            self._has_warned = True
+            logger.warning(
+                "%s writes thinking text that does not end within %d tokens; such captions are empty. Raise "
+                "max_new_tokens, or take a model or prompt without thinking.",
+                self.name,
+                decoding.max_new_tokens,
+            )
         if reasons:
             kind = NonFiniteScoresError if NON_FINITE_SCORES in reasons.values() else RefusedImagesError
             raise kind(captions, reasons)

@@ -238,7 +238,8 @@ def caption(
             count = run_job(output, captions, images, shard_size, actor, (part_number, parts))
     if as_json:
         path = None if output is None else output.path
-        print_summary({"captions": path, "captioned": count.captioned, "failed": count.rejected})
+        thinking = {} if not count.thinking else {"thinking": count.thinking, "unclosed": count.unclosed}
+        print_summary({"captions": path, "captioned": count.captioned, "failed": count.rejected, **thinking})
     if count.rejected and not (allow_failed and count.captioned):
         raise typer.Exit(_QUARANTINED)
     _show_next(output, inputs, txt=txt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -48,12 +48,23 @@ class CaptionCount:
     """Images of a command, those of earlier calls included.
 
     Attributes:
-        captioned: have a caption.
-        rejected: could not be captioned.
+        captioned: images with a caption.
+        rejected: images without one.
+        thinking: captions of which thinking text was removed, as far as this call has read them.
+        unclosed: those of them whose thinking text never ends.
     """
 
     captioned: int
     rejected: int
+    thinking: int = 0
+    unclosed: int = 0
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Row], rejected: int) -> CaptionCount:
+        """The counts of captions."""
+        kinds = [row.get("thinking") for row in rows]
+        thinking = [kind for kind in kinds if kind is not None]
+        return cls(len(kinds), rejected, len(thinking), thinking.count("unclosed"))
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,7 @@ def run_job(
         print_error(f"{plural(rejected, 'image')} could not be captioned; {quarantine} lists the reasons.")
     # Reading all rows of a large job takes long; without a summary one row decides.
     rows = job.rows() if output_settings.as_json else islice(job.rows(), 1)
-    return CaptionCount(sum(1 for _ in rows), rejected)
+    return CaptionCount.of_rows(rows, rejected)
 
 
 def print_captions(captions: Captions, inputs: Inputs) -> CaptionCount:
@@ -197,13 +208,14 @@ def write_texts_next_to_images(captions: Captions, inputs: Inputs, existing: Exi
     """
     from captune.bulk import Item, Progress, TextFiles, caption_entries, job_hash, shared_texts
     from captune.data import plural
+    from captune.events import thinking_note
 
     captioner = captions.captioner
     identity = (captioner.name, captioner.fingerprint, captioner.instruction, captions.options, captions.template)
     texts = TextFiles(existing, job_hash(*map(str, identity), existing))
     waiting = texts.waiting(inputs.paths)
     skipped = len(inputs.paths) - len(waiting) - texts.done
-    captioned = rejected = 0
+    captioned = rejected = thinking = unclosed = 0
     for text, images in shared_texts(waiting.values()).items():
         named = " and ".join(f"'{image}'" for image in images)
         print_error(f"the captions of {named} would be written to the same file '{text}'.")
@@ -215,6 +227,8 @@ def write_texts_next_to_images(captions: Captions, inputs: Inputs, existing: Exi
         for rows, bad in caption_entries(captions, entries, progress.count):
             failed = texts.write(rows, waiting)
             captioned += len(rows) - len(failed)
+            part = CaptionCount.of_rows(rows, 0)
+            thinking, unclosed = thinking + part.thinking, unclosed + part.unclosed
             rejected += _print_reasons([*bad, *failed])
     captioned -= texts.kept
     before = f"; {skipped + texts.kept:,} had a text file already" if skipped + texts.kept else ""
@@ -222,9 +236,11 @@ def write_texts_next_to_images(captions: Captions, inputs: Inputs, existing: Exi
     missing = f"; {rejected:,} could not be captioned" if rejected else ""
     written = "1 caption was" if captioned == 1 else f"{captioned:,} captions were"
     print_message(f"{written} written next to their images{before}{done}{missing}.")
+    if removed := thinking_note({"thinking": thinking, "unclosed": unclosed}):
+        print_message(f"{removed[0].upper()}{removed[1:]}.")
     if texts.replaced:
         print_message(f"{plural(texts.replaced, 'earlier text')}: kept in .captune/texts.jsonl next to the images.")
-    return CaptionCount(captioned + skipped + texts.kept + texts.done, rejected)
+    return CaptionCount(captioned + skipped + texts.kept + texts.done, rejected, thinking, unclosed)
 
 
 def _parts_of(out: Path) -> Path:

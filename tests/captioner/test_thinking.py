@@ -314,3 +314,23 @@ def test_a_file_of_answers_is_scored_without_thinking_text(tmp_path: Path, capfd
         for as_file in (True, False)
     ]
     assert len({tuple(each.corpus.items()) for each in scores}) == 1
+
+
+def test_captions_of_a_folder_count_thinking_texts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = thinker(tmp_path / "ends", ["<think>", "hm,", "</think>", *ANSWER], special=True)
+    never = thinker(tmp_path / "never", ["[THINK]", "hm"], special=True)
+    data_of(tmp_path / "photos", train=1, test=2)
+    capfd.readouterr()
+    out = tmp_path / "captions.jsonl"
+    assert captune("caption", ends, tmp_path / "photos", "--out", out, "--json") == 0
+    assert json.loads(capfd.readouterr().out)["thinking"] == 3
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["caption"], row["thinking"]) for row in rows] == [("A dog runs fast.", "removed")] * 3
+    assert "does not end" not in caplog.text
+    assert captune("caption", never, tmp_path / "photos", "--txt", "--max-new-tokens", "8", "--json") == 0
+    printed = capfd.readouterr()
+    assert (json.loads(printed.out)["thinking"], json.loads(printed.out)["unclosed"]) == (3, 3)
+    assert "Thinking texts removed: 3, of which 3 never end." in printed.err
+    assert caplog.text.count("thinking text that does not end within 8 tokens") == 1
