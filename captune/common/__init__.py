@@ -19,11 +19,13 @@ from captune.common.thinking import (
     Answer,
     RemovedThinking,
     Thinking,
+    closing_text,
     decode_marks,
     has_marks,
     opened_block,
     special_marks,
     split_thinking,
+    without_empty_blocks,
 )
 from captune.common.version import __version__
 
@@ -32,6 +34,7 @@ __all__ = [
     "RemovedThinking",
     "Thinking",
     "__version__",
+    "closing_text",
     "decode_marks",
     "did_you_mean",
     "duration",
@@ -55,4 +58,5 @@ __all__ = [
     "split_thinking",
     "table",
     "text_table",
+    "without_empty_blocks",
 ]

@@ -25,11 +25,13 @@ __all__ = [
     "Answer",
     "RemovedThinking",
     "Thinking",
+    "closing_text",
     "decode_marks",
     "has_marks",
     "opened_block",
     "special_marks",
     "split_thinking",
+    "without_empty_blocks",
 ]
 
 RemovedThinking: TypeAlias = Literal["removed", "unclosed"]
@@ -71,6 +73,12 @@ _ANSWER_TAGS = re.compile(
     re.DOTALL,
 )
 """What models with thinking text write around their answer."""
+_EMPTY_BLOCKS = [
+    rf"{re.escape(begin)}\s*(?:{re.escape(end)})?"
+    for begin, (end, *_) in _CLOSING.items()
+    if begin != "<|think|>"  # which is alone in the system prompt of Gemma
+]
+_EMPTY = re.compile(rf"\s*(?:<({_TAG})>\s*(?:</\1>)?|{'|'.join(_EMPTY_BLOCKS)})\s*")
 _HIDDEN_CHANNELS = ("analysis", "thought", "thinking")
 
 
@@ -152,6 +160,23 @@ def opened_block(prompt: str | None) -> str:
         if is_open and match.end() == len(text):
             return match[0]
     return ""
+
+
+def closing_text(opened: str) -> str:
+    """The text that closes an empty block before an answer, as chat templates write it.
+
+    Args:
+        opened: the mark that begins the block, from `opened_block`; an empty text for none.
+    """
+    if not opened:
+        return ""
+    (end, *_), is_tag = _closing(opened), opened.startswith("<") and opened not in _CLOSING
+    return f"{end}\n\n" if is_tag else end
+
+
+def without_empty_blocks(text: str) -> str:
+    """A prompt or conversation without empty blocks of thinking text, and without the beginning of one at its end."""
+    return _EMPTY.sub("", text)
 
 
 def special_marks(tokenizer: Any) -> dict[int, str]:

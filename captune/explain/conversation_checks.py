@@ -6,7 +6,6 @@ functions compare them with each other and with the conversation that the model'
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captune.common import error_text
+from captune.common import closing_text, error_text, opened_block, without_empty_blocks
 from captune.errors import CaptuneError
 from captune.explain.checks import (
     Check,
@@ -36,8 +35,6 @@ from captune.vlm import ImageTextModel, PackedRow
 __all__ = ["Sides", "conversation_checks"]
 
 _ROLES = ("assistant", "model")
-_REASONING = re.compile(r"\s*<(\w*think\w*)>\s*(</\1>)?\s*")
-_OPEN = re.compile(r"<(\w*think\w*)>\s*$")
 
 
 @dataclass(frozen=True)
@@ -167,16 +164,14 @@ def _documented_ids(sides: Sides, caption: str) -> list[int]:
         # An empty block of reasoning may be rendered in one of both only; see the check of reasoning.
         rendered = next((text for text in texts if _plain(text).startswith(_plain(prompt))), texts[0])
         if _plain(rendered).startswith(_plain(prompt)):
-            opened = _OPEN.search(prompt)
-            before = prompt if opened is None else f"{prompt}</{opened[1]}>\n\n"
-            rendered = before + _plain(rendered)[len(_plain(prompt)) :].lstrip()
+            rendered = prompt + closing_text(opened_block(prompt)) + _plain(rendered)[len(_plain(prompt)) :].lstrip()
     made = inputs.batch([sides.image], rendered, is_continued=False)
     return [int(token) for token in made["input_ids"][0]]
 
 
 def _plain(text: str) -> str:
     """A text without empty blocks of reasoning."""
-    return _REASONING.sub("", text)
+    return without_empty_blocks(text)
 
 
 def _one_bos(sides: Sides, tokenizer: HuggingFaceTokenizer) -> tuple[Status, str]:
@@ -246,15 +241,15 @@ def _token_types(sides: Sides) -> tuple[Status, str]:
 def _reasoning(sides: Sides, tokenizer: HuggingFaceTokenizer) -> tuple[Status, str]:
     """Whether a block of reasoning that the prompt opens is closed before the caption."""
     prompt = sides.model.conversation.inputs.prompt(sides.model.conversation.instruction) or ""
-    opened = _OPEN.search(prompt)
-    if opened is None:
-        blocks = list(_REASONING.finditer(prompt))
-        return "ok", "the prompt holds an empty block" if blocks else "the prompt has none"
-    closing = f"</{opened[1]}>"
+    opened = opened_block(prompt)
+    if not opened:
+        has_block = without_empty_blocks(prompt) != prompt
+        return "ok", "the prompt holds an empty block" if has_block else "the prompt has none"
+    closing = closing_text(opened).rstrip()
     text = tokenizer.library.decode(list(sides.trace.targets), skip_special_tokens=False)
     if not text.lstrip().startswith(closing):
-        return "FAIL", f"the prompt opens <{opened[1]}>, and the caption is trained on as its content"
-    return "ok", f"the prompt opens <{opened[1]}>, and training closes it before the caption"
+        return "FAIL", f"the prompt opens {opened}, and the caption is trained on as its content"
+    return "ok", f"the prompt opens {opened}, and training closes it before the caption"
 
 
 def _packed_row(sides: Sides) -> tuple[Status, str]:

@@ -10,7 +10,6 @@ Tokens after the end of the turn, such as the newline of ChatML, are never gener
 from __future__ import annotations
 
 import inspect
-import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from captune.captioner import ModelInputs, end_token_ids
+from captune.common import closing_text, opened_block, without_empty_blocks
 from captune.errors import DataError, WeightsError
 
 __all__ = ["Conversation", "PromptRow", "concatenated", "is_constant"]
@@ -34,8 +34,6 @@ _CACHED_CAPTIONS = 1 << 14
 _PROBE_CAPTION = "A photo of a dog."
 _ROLES = ("assistant", "model")
 """Names of the role that answers, in the order in which templates are tried."""
-_THINKING = re.compile(r"\s*<(\w*think\w*)>\s*(</\1>)?\s*")
-"""An empty block of reasoning, which templates put before an answer or leave out."""
 
 
 @dataclass(frozen=True)
@@ -265,8 +263,7 @@ class Conversation:
             # A template may differ in white space, or render an empty block of reasoning in one of both only. What
             # follows is then the prompt for generation, which is the one that captions are generated from.
             if answer and _without_reasoning(head) == _without_reasoning(prompt):
-                opened = re.search(r"<(\w*think\w*)>\s*$", prompt)
-                return ("" if opened is None else f"</{opened[1]}>\n\n"), after
+                return closing_text(opened_block(prompt)), after
         raise WeightsError(
             f"In the chat template of {self.inputs.name}, the prompt for generation is no beginning of a conversation "
             "with an answer, so that training would start from another prompt than generation."
@@ -334,7 +331,7 @@ class Conversation:
 
 def _without_reasoning(text: str) -> str:
     """A prompt without empty blocks of reasoning and without white space at its end."""
-    return _THINKING.sub("", text).rstrip()
+    return without_empty_blocks(text).rstrip()
 
 
 def _repeat(value: Tensor, count: int) -> Tensor:

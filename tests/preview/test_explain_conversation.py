@@ -138,9 +138,21 @@ def test_date(with_template: Callable[..., Path], monkeypatch: pytest.MonkeyPatc
         explained(folder)
 
 
-def test_opened_reasoning(with_template: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("opening", "block"),
+    [
+        ("<think>\n", "<think>\n\n</think>\n\n"),
+        ("<seed:think>", "<seed:think>\n\n</seed:think>\n\n"),
+        ("[THINK]", "[THINK][/THINK]"),
+        ("◁think▷", "◁think▷◁/think▷"),
+        ("<|channel>thought\n", "<|channel>thought\n<channel|>"),
+    ],
+)
+def test_opened_reasoning(
+    with_template: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, opening: str, block: str
+) -> None:
     """The prompt opens a block of reasoning, and a conversation holds a closed one."""
-    folder = with_template(opening="<think>\n", answer="<think>\n\n</think>\n\n{{ part['text'] }}")
+    folder = with_template(opening=opening, answer=f"{block}{{{{ part['text'] }}}}")
     explanation = explained(folder)
     assert explanation.holds, explanation.checks
     assert "closes it before the caption" in reason(explanation, "reasoning")
@@ -149,12 +161,16 @@ def test_opened_reasoning(with_template: Callable[..., Path], monkeypatch: pytes
     assert {"reasoning", "conversation"} <= failed(explained(folder))
 
 
-@pytest.mark.parametrize("answer", ["{{ part['text'] }}", "<think>\n\n</think>\n\n{{ part['text'] }}"])
-def test_empty_reasoning(with_template: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+@pytest.mark.parametrize("block", ["<think>\n\n</think>\n\n", "<|channel>thought\n<channel|>"])
+@pytest.mark.parametrize("is_in_both", [False, True])
+def test_empty_reasoning(
+    with_template: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, block: str, is_in_both: bool
+) -> None:
     """The prompt holds an empty block; a conversation holds it too or not."""
-    folder = with_template(opening="<think>\n\n</think>\n\n", answer=answer)
+    answer = "{{ part['text'] }}"
+    folder = with_template(opening=block, answer=block + answer if is_in_both else answer)
     assert explained(folder).holds
-    if "think" not in answer:
+    if not is_in_both:
         monkeypatch.setattr(conversation, "_without_reasoning", lambda text: text)
         with pytest.raises(WeightsError, match="no beginning of a conversation"):
             explained(folder)
