@@ -341,12 +341,12 @@ def detailcaps(
     from captune.data import InlineImages, SourceFile
     from captune.data.importers import DETAILCAPS_REFERENCES, FORMATS, detailcaps_has_images, detailcaps_rows
 
-    reading = SourceFile(source)
     inline_images = None
-    if detailcaps_has_images(reading):
+    if detailcaps_has_images(source):
         images = image_target(output.out, images)
         images.mkdir(parents=True, exist_ok=True)
         inline_images = InlineImages(images)
+    reading = SourceFile(source)
     columns = tuple(caption_column or DETAILCAPS_REFERENCES)
     rows = detailcaps_rows(reading, columns=columns, inline_images=inline_images)
     import_rows(rows, source, reading, FORMATS["detailcaps"].images, output, images=images)

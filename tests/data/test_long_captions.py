@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from captune import cli
 from captune.data.importers.long_captions import detailcaps_has_images, detailcaps_rows, docci_rows, sharegpt4v_rows
 from captune.data.importing import prepare
 from captune.data.issues import Issue
@@ -100,7 +101,7 @@ def test_detailcaps_in_parquet(tmp_path: Path) -> None:
     ]
     parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "d.parquet")
     reading = SourceFile(tmp_path / "d.parquet")
-    assert detailcaps_has_images(reading)
+    assert detailcaps_has_images(reading.path)
     problems: list[Issue] = []
     (tmp_path / "images").mkdir()
     summary = prepare(
@@ -144,7 +145,7 @@ def test_detailcaps_in_json(tmp_path: Path, layout: str) -> None:
         records = [{key.lower(): value for key, value in record.items()} for record in records]
     text = json.dumps(records) if layout == "array" else "\n".join(map(json.dumps, records))
     reading = written(tmp_path / ("d.json" if layout == "array" else "d.jsonl"), text)
-    assert detailcaps_has_images(reading)
+    assert detailcaps_has_images(reading.path)
     rows, faults = split_up(list(detailcaps_rows(reading, inline_images=InlineImages(tmp_path / "images"))))
     assert [row.image for row in rows] == ["000000000001.jpg", "000000000002.jpg"]
     assert (tmp_path / "images" / rows[1].image).read_bytes() == picture("blue")
@@ -155,7 +156,7 @@ def test_detailcaps_without_images_names_files(tmp_path: Path) -> None:
     record = detailcaps_row(1)
     del record["binary"]
     reading = written(tmp_path / "d.jsonl", json.dumps(record))
-    assert not detailcaps_has_images(reading)
+    assert not detailcaps_has_images(reading.path)
     assert next(iter(detailcaps_rows(reading))).image == "coco/train2017/000000000001.jpg"  # type: ignore[union-attr]
     with pytest.raises(DataError, match=r"has no column 'GT_Caption_GPT4O'; the columns are image, caption"):
         list(detailcaps_rows(written(tmp_path / "e.jsonl", '{"image": "a.jpg", "caption": "A dog."}')))
@@ -206,3 +207,69 @@ def test_all_turns_and_a_file_of_another_layout(tmp_path: Path) -> None:
     assert [(row.captions, row.split) for row in rows] == [((TEXT, "No."), "val")]
     with pytest.raises(DataError, match=r"is not ShareGPT4V's JSON: no entry has 'image' and 'conversations'"):
         list(sharegpt4v_rows(written(tmp_path / "t.json", '[{"image": "a.jpg", "caption": "A dog."}]')))
+
+
+def captune(*arguments: object) -> int:
+    return cli.run(lambda: cli.call(cli.app, ["prepare", *map(str, arguments)]))
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train_00000.jpg").write_bytes(picture("red"))
+    (tmp_path / "docci_descriptions.jsonlines").write_text(f"{docci_line(0)}\n{docci_line(1, 'test')}\n")
+    assert captune("docci", tmp_path, "--out", tmp_path / "docci.jsonl", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["splits"], answer["problems"]) == ({"train": 1}, {"missing": 1})
+
+    records = [{**detailcaps_row(n), "binary": base64.b64encode(picture("blue")).decode()} for n in range(3)]
+    (tmp_path / "d.json").write_text(json.dumps(records))
+    out = tmp_path / "detailcaps.jsonl"
+    assert captune("detailcaps", tmp_path / "d.json", "--out", out, "--caption-column", "CogVLM") == 0
+    assert [sample.captions for sample in read_manifest(out)] == [(f"CogVLM {n}. {TEXT}",) for n in range(3)]
+    assert len(list((tmp_path / "detailcaps-images").iterdir())) == 3
+    assert captune("detailcaps", tmp_path / "d.json", "--out", "/dev/stdout") == 2
+    assert "name it with --images" in capsys.readouterr().err
+
+    folder = tmp_path / "coco" / "train2017"
+    folder.mkdir(parents=True)
+    for number in range(10):
+        (folder / f"{number:012d}.jpg").write_bytes(picture(f"#{number * 20:02x}{255 - number * 25:02x}10"))
+    path = tmp_path / "sharegpt4v_instruct_gpt4-vision_cap100k.json"
+    path.write_text(json.dumps([conversation(number) for number in range(10)]))
+    options = ["--images", tmp_path, "--out", tmp_path / "s.jsonl", "--json"]
+    assert captune("sharegpt4v", tmp_path, *options, "--split", "val", "--turns", "all") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["splits"] == {"val": 10}
+    assert "Describe it." in answer["notes"][0]
+
+
+def test_files_without_a_good_row(tmp_path: Path) -> None:
+    """After a thousand rows of another layout the file is refused."""
+    reading = written(tmp_path / "d.jsonl", '{"image": "a.jpg", "caption": "A dog."}\n' * 1500)
+    entries = docci_rows(reading)
+    with pytest.raises(DataError, match="is not DOCCI's JSON Lines"):
+        assert len([next(entries) for _ in range(1200)]) < 1000
+    reading = written(tmp_path / "s.json", json.dumps([{"image": "a.jpg"}] * 1500))
+    with pytest.raises(DataError, match="is not ShareGPT4V's JSON"):
+        list(sharegpt4v_rows(reading))
+    with pytest.raises(DataError, match="is not ShareGPT4V's JSON"):
+        list(sharegpt4v_rows(written(tmp_path / "t.jsonl", "no JSON\n")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"CogVLM": 7}, "'CogVLM' must be a string"),
+        ({"source": 7}, "'source' must be a string"),
+        ({"image": None}, "'image' must be a string"),
+        ({"binary": 7}, "'binary' must hold the image file"),
+    ],
+)
+def test_wrong_fields_of_detailcaps(tmp_path: Path, fields: dict[str, Any], fault: str) -> None:
+    row = {**detailcaps_row(1), "binary": "", **fields}
+    reading = written(tmp_path / "d.jsonl", json.dumps(row) + "\nno JSON\n")
+    images = InlineImages(tmp_path / "images") if "binary" in fields else None
+    rows, faults = split_up(list(detailcaps_rows(reading, columns=("CogVLM",), inline_images=images)))
+    assert rows == []
+    assert faults[0] == f"1: {fault}."
+    assert faults[1].startswith("2: not valid JSON")

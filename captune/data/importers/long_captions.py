@@ -26,6 +26,7 @@ import binascii
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from captune.common import did_you_mean
@@ -138,12 +139,16 @@ def _sharegpt4v_captions(reading: SourceFile, split: str, turns: Turns) -> Itera
     reading.notes += conversations.notes()
 
 
-def detailcaps_has_images(reading: SourceFile) -> bool:
-    """Whether a file of DetailCaps holds the images; nothing is read from `reading`."""
-    with closing(SourceFile(reading.path)) as copy:
+def detailcaps_has_images(path: Path) -> bool:
+    """Whether a file of DetailCaps holds the images.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    with closing(SourceFile(path)) as reading:
         if _is_parquet(reading):
-            return "binary" in parquet_columns(copy)
-        first = next((entry for entry in _json_entries(copy) if isinstance(entry, Entry)), None)
+            return "binary" in parquet_columns(reading)
+        first = next((entry for entry in _json_entries(reading) if isinstance(entry, Entry)), None)
     return first is not None and isinstance(_lower(first.record).get("binary"), str)
 
 
