@@ -159,8 +159,9 @@ class TrainConfig(_Section):
     """Number of epochs; a checkpoint is saved and evaluated after each. A higher number continues a run in its folder,
     with the learning-rate schedule of the longer run."""
     start: str | None = Field(None, min_length=1)
-    """Start from the trained weights of an earlier run's checkpoint on the same model: a folder such as
-    runs/stage1/checkpoints/epoch-003, or the folder of a run, of which the best epoch is used. null is none."""
+    """Start from the trained weights of a checkpoint on the same model: a folder such as
+    runs/stage1/checkpoints/epoch-003, a run (its best epoch, or RUN@epoch1), an adapter of peft, or the hub id of a
+    pushed checkpoint or an adapter. The run may train more parts than it. null is none."""
     select: str | None = Field(None, min_length=1)
     """Metric that selects the best epoch, to which the link checkpoints/best points; null is CIDEr, or the first metric
     of a protocol without it."""

@@ -33,18 +33,19 @@ from vlm_run import (
     write_rows,
 )
 
+from captune import hub
 from captune.config import RunConfig, commented_yaml
 from captune.data import resolve_image
 from captune.distributed import DistributedContext
-from captune.errors import InputError
+from captune.errors import InputError, WeightsError
 from captune.evaluation import evaluate_checkpoints, training_images
 from captune.features import PixelSource, image_features_of
 from captune.hub import resolve_model
 from captune.report import read_scores
-from captune.run_checkpoints import ADAPTER
+from captune.run_checkpoints import ADAPTER, read_record
 from captune.training.trainer import TrainStep
 from captune.training.vlm_loss import ImageTextObjective, images_at_once
-from captune.vlm import Computation, load_image_text_model
+from captune.vlm import Computation, export_tuned, load_image_text_model
 from captune.weights import adapter_tensors, load_adapter_tensors
 
 # Processors of the library make an array of a tensor in a way that numpy 2 deprecates.
@@ -442,6 +443,67 @@ def test_a_run_that_trains_more_parts_than_its_start_equals_a_continuation_by_ha
     evaluated = second.model_copy(update={"output": tmp_path / "evaluated"})
     again = evaluate_checkpoints(evaluated, [second.output / "checkpoints" / "epoch-000"]).checkpoints
     assert [(row.name, row.captions) for row in again] == [(row.name, row.captions) for row in rows]
+
+
+@pytest.mark.parametrize("files", ["checkpoint", "adapter"])
+def test_a_run_starts_from_a_repository_of_the_hub(
+    files: str, family: Callable[[str], Path], manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pushed checkpoint, and an adapter of peft without captune's record, equal a start from the folder."""
+    first = settings(family("qwen2_5_vl"), manifest, tmp_path / "first", train={"epochs": 1})
+    run(first)
+    repository = tmp_path / "hub"
+    export_tuned(first.output / "checkpoints" / "epoch-000", repository_folder(repository))
+    if files == "adapter":
+        (repository / "checkpoint.json").unlink()
+    requested = []
+
+    def download(name: str, **options: Any) -> str:
+        requested.append((name, options["allow_patterns"]))
+        return str(repository)
+
+    monkeypatch.setattr(hub, "detect_offline", lambda: False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    train = {"start": "user/tuned", "epochs": 1, "warmup_steps": 0}
+    second = settings(family("qwen2_5_vl"), manifest, tmp_path / "second", train=train)
+    run(second)
+    assert requested[0] == ("user/tuned", ["*.json", "trained.safetensors", "adapter_model.safetensors"])
+    local = settings(family("qwen2_5_vl"), manifest, tmp_path / "local", train={**train, "start": str(first.output)})
+    run(local)
+    assert losses_of(second.output) == losses_of(local.output)
+    expected = weights_of(local.output, 0)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in weights_of(second.output, 0).items())
+    ancestors = read_record(second.output / "checkpoints" / "epoch-000").ancestors
+    assert [ancestor["checkpoint"] for ancestor in ancestors] == ["user/tuned"]
+    records = [read_record(config.output / "checkpoints" / "start") for config in (second, local)]
+    assert records[0].frozen == records[1].frozen
+    # Evaluation and further epochs need the copy only.
+    shutil.rmtree(repository)
+    more = second.model_copy(update={"train": second.train.model_copy(update={"epochs": 2})})
+    run(more)
+    assert [row.name for row in read_scores(second.output).checkpoints] == ["start", "epoch0", "epoch1"]
+
+
+def repository_folder(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_repositories_that_are_no_start_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(hub, "detect_offline", lambda: False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path))
+    with pytest.raises(WeightsError, match=r"user/model on the Hugging Face hub has neither .* is set as model\.path"):
+        hub.locate_checkpoint("user/model")
+
+    def fail(name: str, **_: Any) -> str:
+        raise OSError("404 Client Error\nRepository Not Found")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(
+        WeightsError, match=r"no folder user/none, and the .* hub does not provide it: 404 Client Error"
+    ):
+        hub.locate_checkpoint("user/none")
 
 
 def test_complete_parts_are_added_to_those_of_the_start(
