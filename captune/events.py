@@ -42,6 +42,10 @@ Listener = Callable[[Event], None]
 """Called with every event."""
 
 
+_WIDTH = 80
+"""Columns of a line of scores; a log has no width."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """A task that is running.
@@ -180,6 +184,22 @@ def _scores(event: Event) -> str:
     return "  ".join(f"{metric} {value:.3f}" for metric, value in event["scores"].items())
 
 
+def _score_lines(name: str, scores: Mapping[str, float]) -> list[str]:
+    """The scores of a row in lines of at most 80 columns; BLEU of four orders is one of them."""
+    bleu = [f"BLEU-{order}" for order in range(1, 5)]
+    parts = [f"{metric} {value:.3f}" for metric, value in scores.items()]
+    if all(metric in scores for metric in bleu):
+        grouped = f"BLEU-1..4 {' '.join(f'{scores[metric]:.3f}' for metric in bleu)}"
+        others = [part for part in parts if part.partition(" ")[0] not in bleu]
+        parts = [grouped, *others] if next(iter(scores)) in bleu else [*others, grouped]
+    lines = [f"{name:<11}"]
+    for part in parts:
+        if len(lines[-1]) + len(part) + 2 > _WIDTH and lines[-1].strip():
+            lines.append(" " * 11)
+        lines[-1] += f"  {part}" if len(lines[-1]) > 11 else f" {part}"
+    return lines
+
+
 def thinking_note(counts: Mapping[str, Any]) -> str:
     """How many captions had thinking text, such as "thinking texts removed: 12, of which 3 never end"; empty if none.
 
@@ -233,7 +253,7 @@ def _sharded(event: Event) -> list[str]:
 
 
 def _evaluation(event: Event) -> list[str]:
-    lines = [f"{_checkpoint(event):<11} {_scores(event)}"]
+    lines = _score_lines(_checkpoint(event), event["scores"])
     if removed := thinking_note(event):
         lines.append(f"{_checkpoint(event):<11} {removed}")
     if event.get("page") and event["epoch"] is None:

@@ -13,9 +13,9 @@ import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from captune.errors import WeightsError
+from captune.errors import ConfigError, WeightsError
 from captune.parsing import load_json
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "RUN_CONFIG",
     "TENSORS_HASH",
     "TRAINED",
+    "BeforeTraining",
     "CheckpointRecord",
     "SelectedCheckpoint",
     "checkpoint_folder",
@@ -33,6 +34,7 @@ __all__ = [
     "read_record",
     "require_kind",
     "run_of",
+    "score_before_training",
     "select_checkpoint",
     "selected_checkpoint",
     "tensor_file",
@@ -53,8 +55,10 @@ _FORMAT = 1
 _MODEL_FILES = ("config.json", "adapter_config.json", RECORD)
 """A folder with one of these is a model, adapter or checkpoint, also next to the config.yaml of another trainer."""
 _OUTPUTS = ("checkpoints", "log.jsonl", "scores.json")
+_BEFORE = ("pretrained", "start")
+"""Names of the row before training."""
 _METRIC = "CIDEr"
-"""Decides in runs without a link to the best checkpoint."""
+"""Selects the best epoch without `train.select`."""
 
 
 @dataclass(frozen=True)
@@ -263,24 +267,88 @@ def select_checkpoint(run: Path, checkpoint: str | int | None = None) -> Selecte
 def _best(run: Path, folders: dict[int, Path]) -> SelectedCheckpoint:
     """The checkpoint that the link names; without a link, the best row of the scores, or the last checkpoint."""
     count = f"{len(folders)} checkpoint" + "s" * (len(folders) > 1)
-    scores = _scores(run)
-    scored = {epoch: scores[epoch] for epoch in folders if epoch in scores}
+    metric, rows = _decisive_scores(run)
+    before = score_before_training(run)
+    note = "" if before is None else f"; {before.name} is better by {before.metric} ({before.score:.3f})"
     try:
         linked = run / "checkpoints" / os.path.basename(os.readlink(run / "checkpoints" / BEST))
     except OSError:
         linked = None
     if linked is not None and linked in folders.values():
-        return SelectedCheckpoint(linked, f"the best of {count}")
+        return SelectedCheckpoint(linked, f"the best of {count}{note}")
+    scored = {row.epoch: row.score for row in rows if row.epoch in folders}
     if not scored:
         return SelectedCheckpoint(folders[max(folders)], f"the last of {count}, which have no scores")
-    best = max(scored, key=lambda epoch: (scored[epoch], -epoch))
-    return SelectedCheckpoint(folders[best], f"the best of {count} by {_METRIC} ({scored[best]:.3f})")
+    sign = _sign(metric)
+    best = max((epoch for epoch in scored if epoch is not None), key=lambda epoch: (sign * scored[epoch], -epoch))
+    return SelectedCheckpoint(folders[best], f"the best of {count} by {metric} ({scored[best]:.3f}){note}")
 
 
-def _scores(run: Path) -> dict[int, float]:
-    """The scores of the epochs; empty if they cannot be read."""
+class BeforeTraining(NamedTuple):
+    """The row before training, `pretrained` or `start`.
+
+    Attributes:
+        name: of the row.
+        metric: by which epochs are selected.
+        score: of the row.
+    """
+
+    name: str
+    metric: str
+    score: float
+
+
+def score_before_training(run: Path) -> BeforeTraining | None:
+    """The row before training where it is better than every epoch.
+
+    Args:
+        run: its folder. The metric is that of `train.select`, by default CIDEr or the first one.
+
+    Returns:
+        The row; None where an epoch is as good, scores are marked LEAK, or there are none.
+    """
+    metric, rows = _decisive_scores(run)
+    sign = _sign(metric)
+    first = next((row for row in rows if row.epoch is None and row.name in _BEFORE), None)
+    epochs = [row.score for row in rows if row.epoch is not None]
+    if first is None or not epochs or sign * first.score <= max(sign * score for score in epochs):
+        return None
+    return BeforeTraining(first.name, metric, first.score)
+
+
+class _Scored(NamedTuple):
+    name: str
+    epoch: int | None
+    score: float
+
+
+def _decisive_scores(run: Path) -> tuple[str, list[_Scored]]:
+    """The metric that selects the best epoch of a run, and the rows that have it, without those marked LEAK."""
+    from captune.config import load_run_config
+
     try:
-        rows = load_json((run / "scores.json").read_text(encoding="utf-8"))["checkpoints"]
-        return {row["epoch"]: float(row["corpus"][_METRIC]) for row in rows if row.get("epoch") is not None}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        rows = [dict(row) for row in load_json((run / "scores.json").read_text(encoding="utf-8"))["checkpoints"]]
+        names = list(dict.fromkeys(name for row in rows for name in row["corpus"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return _METRIC, []
+    metric = _METRIC if _METRIC in names or not names else names[0]
+    try:
+        selected = load_run_config(run / RUN_CONFIG).train.select
+    except ConfigError:
+        selected = None
+    if selected is not None:
+        metric = next((name for name in names if name.lower() == selected.lower()), metric)
+    scored = []
+    for row in rows:
+        score = row["corpus"].get(metric)
+        if isinstance(score, float | int) and not row.get("leak"):
+            scored.append(_Scored(str(row.get("name", "")), row.get("epoch"), float(score)))
+    return metric, scored
+
+
+def _sign(metric: str) -> int:
+    """1 where a higher score is better, otherwise -1."""
+    from captune.metrics import find_column
+
+    column = find_column(metric)
+    return 1 if column is None or column.higher_is_better else -1

@@ -19,7 +19,7 @@ WALLS: dict[str, set[str]] = {
     "distributed": {"model"},
     "transformers_compat": set(),
     "weights": {"transformers_compat"},
-    "run_checkpoints": {"config"},
+    "run_checkpoints": {"config", "metrics"},
     "hub": {"config", "run_checkpoints", "weights"},
     "preflight": {"config", "data", "hub", "run_checkpoints"},
     "metrics": {"data", "weights"},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -119,8 +120,19 @@ def print_json(tree: dict[str, Any], files: Iterable[Path]) -> None:
 
 
 def _print_table(run: RunScores, *, intervals: bool) -> None:
-    _print_unclipped(terminal_table(run, intervals=intervals))
-    _print_lines(_notes(run))
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(file=sys.stdout)
+    tables = [
+        terminal_table(run, intervals=intervals, metrics_in_rows=metrics_in_rows) for metrics_in_rows in (False, True)
+    ]
+    wide, narrow = (Measurement.get(console, console.options.update(max_width=10_000), table) for table in tables)
+    # A program reads the same columns at any width.
+    has_width = console.is_terminal or "COLUMNS" in os.environ
+    turned = has_width and wide.maximum > console.width >= narrow.maximum
+    _print_unclipped(tables[turned])
+    _print_lines(_notes(run, metrics_in_rows=turned))
 
 
 def _print_unclipped(table: Any) -> None:
@@ -155,12 +167,13 @@ def _print_lines(lines: Iterable[str]) -> None:
         print(line)
 
 
-def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
-    """The table as a rich renderable; the best value of a column is bold and carries a star.
+def terminal_table(run: RunScores, *, intervals: bool = False, metrics_in_rows: bool = False) -> Table:
+    """The table as a rich renderable; the best value of a metric is bold and carries a star.
 
     Args:
         run: the rows.
         intervals: also show the confidence interval of every score that has one, in a line below it.
+        metrics_in_rows: a row for each metric and a column for each checkpoint, which is narrow for few checkpoints.
     """
     from rich import box
     from rich.table import Table
@@ -169,11 +182,8 @@ def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
     from captune.report import cells, daggers, heading, leak_reasons, row_marks
 
     marks = leak_reasons(run)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("checkpoint", no_wrap=True)
-    for metric in run.metrics:
-        table.add_column(Text(one_line(heading(metric))), justify="right", no_wrap=True)
     marks_width = len({rival for row in run.checkpoints for tests in row.p_values.values() for rival in tests})
+    lines: list[list[Text]] = [[Text(), *(Text(one_line(heading(metric))) for metric in run.metrics)]]
     for row, line in zip(run.checkpoints, cells(run), strict=True):
         name = Text(one_line(row.name))
         for mark in row_marks(row, marks):
@@ -186,17 +196,25 @@ def terminal_table(run: RunScores, *, intervals: bool = False) -> Table:
             if intervals and cell.interval:
                 value.append(f"\n{cell.interval}{' ' * (1 + marks_width)}", style="not bold dim")
             values.append(value)
-        table.add_row(name, *values)
+        lines.append([name, *values])
+    if metrics_in_rows:
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("metric" if metrics_in_rows else "checkpoint", no_wrap=True)
+    for title in lines[0][1:]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for cells_of_row in lines[1:]:
+        table.add_row(*cells_of_row)
     return table
 
 
-def _notes(run: RunScores) -> list[str]:
+def _notes(run: RunScores, *, metrics_in_rows: bool = False) -> list[str]:
     """The lines beneath the table: star, provenance, scale, marks, leaks, signature."""
     from captune.report import cells, notes, signatures
 
     lines = [one_line(note) for note in notes(run)]
     if any(cell.best for line in cells(run) for cell in line):
-        lines.insert(0, "* best of its column.")
+        lines.insert(0, "* best of its metric." if metrics_in_rows else "* best of its column.")
     return lines + [one_line(f"{label}: {text}" if text else f"{label}.") for label, text in signatures(run)]
 
 

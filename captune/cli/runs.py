@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,14 +57,13 @@ def runs() -> None:
 def list_runs(folder: Folder = Path(), as_json: AsJson = False) -> None:
     """List runs with model, data, epochs, state, best score, size on disk and date.
 
-    A run is running while a process writes into its folder, finished once its last epoch is scored, and damaged where
-    files are missing or cannot be read.
+    A run is running while a process writes into its folder, finished once its last epoch is scored, stopped early by
+    train.early_stop, and damaged where files are missing or cannot be read.
 
     Examples:
         captune runs list
         captune runs list runs --json
     """
-    from captune.common import text_table
     from captune.run_folders import find_runs, summarize
 
     summaries = [summarize(run) for run in find_runs(folder)]
@@ -72,10 +74,38 @@ def list_runs(folder: Folder = Path(), as_json: AsJson = False) -> None:
         print_message(f"There are no runs in {folder.absolute()}.")
         return
     header = ["Run", "Model", "Data", "Epochs", "State", "Best", "Size", "Changed"]
-    typer.echo(text_table(header, [_row(summary) for summary in summaries], numbers=False))
+    _print_table(header, [_row(summary) for summary in summaries])
     for summary in summaries:
         if summary.state == "damaged":
             print_message(f"{summary.folder} is damaged: {summary.reason}")
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a table; where it is wider than the terminal, the cells of each row below its first one."""
+    from captune.common import text_table
+
+    table = text_table(header, rows, numbers=False)
+    # A program reads a table of any width.
+    width = shutil.get_terminal_size((sys.maxsize, 24)).columns
+    if max(map(len, table.splitlines())) <= width:
+        typer.echo(table)
+        return
+    for first, *cells in rows:
+        lines = [first]
+        for name, cell in zip(header[1:], cells, strict=True):
+            text = f"{name} {cell}"
+            if len(lines) > 1 and len(lines[-1]) + 3 + len(text) <= width:
+                lines[-1] += f"   {text}"
+            else:
+                lines += textwrap.wrap(
+                    text,
+                    width,
+                    initial_indent="  ",
+                    subsequent_indent="    ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+        typer.echo("\n".join(lines))
 
 
 def _row(summary: RunSummary) -> list[str]:
@@ -85,7 +115,13 @@ def _row(summary: RunSummary) -> list[str]:
     if summary.score is not None:
         mark = " LEAK" if summary.leak else ""
         best = f"{summary.metric} {summary.score:.4f} ({summary.best}){mark}"
-    state = f"running ({summary.reason})" if summary.state == "running" else summary.state
+        if summary.before is not None:
+            best += f"; {summary.before.name} is better: {summary.before.score:.4f}"
+    state: str = summary.state
+    if state == "running":
+        state = f"running ({summary.reason})"
+    elif state == "stopped early":
+        state = f"stopped early at {summary.epochs} of {summary.total}"
     cells = [str(summary.folder), summary.model, summary.data, f"{summary.epochs}/{summary.total}", state, best]
     return [*map(one_line, cells), _size(summary.size), f"{summary.changed:%Y-%m-%d %H:%M}"]
 
@@ -113,7 +149,6 @@ def compare(
         captune runs compare runs/a runs/b --json
     """
     from captune.cli.report_output import print_comparison
-    from captune.common import text_table
     from captune.config import changed_settings
     from captune.report import compare_runs
 
@@ -130,8 +165,8 @@ def compare(
         print_summary({"settings": settings, **compared.to_dict()})
         return
     if changes:
-        lines = [[key, *map(_value, pair)] for key, pair in changes.items()]
-        typer.echo(text_table(["Setting", *names], lines, numbers=False) + "\n")
+        _print_table(["Setting", *names], [[key, *map(_value, pair)] for key, pair in changes.items()])
+        typer.echo()
     else:
         typer.echo("The settings are the same.\n")
     print_comparison(compared, intervals=True)
@@ -257,7 +292,7 @@ def caches(
 
 
 def _print_caches(listed: list[Cache]) -> None:
-    from captune.common import one_line, text_table
+    from captune.common import one_line
 
     if not listed:
         print_message("All caches are empty.")
@@ -271,4 +306,4 @@ def _print_caches(listed: list[Cache]) -> None:
         rows.append(
             [*map(one_line, (cache.kind, str(cache.folder), cache.content)), _size(cache.size), one_line(users)]
         )
-    typer.echo(text_table(["Cache", "Folder", "Content", "Size", "Runs"], rows, numbers=False))
+    _print_table(["Cache", "Folder", "Content", "Size", "Runs"], rows)

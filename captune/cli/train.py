@@ -64,7 +64,7 @@ def run_training(
         start(settings, listener, resume=resume, overwrite=overwrite)
     from captune.cli.report_output import print_report, run_as_json
     from captune.report import analyse, read_scores
-    from captune.run_checkpoints import checkpoint_folders
+    from captune.run_checkpoints import checkpoint_folders, score_before_training
 
     scores = read_scores(settings.output)
     analysis = analyse(scores)
@@ -74,4 +74,6 @@ def run_training(
         return
     print_report(scores, analysis)
     print_message(f"\nTable, chart, captions and checkpoints are in {settings.output}")
+    if (before := score_before_training(settings.output)) is not None:
+        print_message(f"No epoch is better than {before.name} by {before.metric} ({before.score:.4f}).")
     show_next(["report", settings.output], "print the scores again and list the files")

@@ -535,6 +535,7 @@ class Evaluation:
             images=len(self.images.images),
             references={image: tuple(captions) for image, captions in self.images.references.items()},
             checkpoints=tuple(self.rows),
+            select=self._config.train.select or "",
         )
 
     def _annotations(self) -> dict[str, Any]:

@@ -177,7 +177,7 @@ class _Narrative:
                     ("jump", self.largest_jump()),
                     ("drops", self.drops()),
                     ("trends", self.trends()),
-                    ("advice", self.advice()),
+                    ("advice", self.advice(run)),
                     ("agreement", self.agreement()),
                     ("significance", self.significance()),
                 ]
@@ -348,14 +348,15 @@ class _Narrative:
         )
         return self.say("trends", parts=joined[:1].upper() + joined[1:], window=TREND_WINDOW)
 
-    def advice(self) -> str:
+    def advice(self, run: RunScores) -> str:
         """What to do next, and which metrics lead to it."""
         advice, voters = self.analysis.advice, self.analysis.advised_by
         if not advice or not voters:
             return ""
         first = self.analysis.rows[0]
-        by_cider = next((e.best for e in self.analysis.metrics if e.metric == "CIDEr"), self.analysis.best)
-        if by_cider == first and advice in ("stop", "lower learning rate"):
+        select = (run.select or "CIDEr").lower()
+        selected = next((e.best for e in self.analysis.metrics if e.metric.lower() == select), self.analysis.best)
+        if selected == first and advice in ("stop", "lower learning rate"):
             return self.say("advice.none better", first=first)
         total = sum(1 for e in self.analysis.metrics if e.trend and e.metric in SLIDES_METRICS)
         key = "advice.votes_with_cider" if len(voters) * 2 <= total and "CIDEr" in voters else "advice.votes"

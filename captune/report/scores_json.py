@@ -36,6 +36,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Strict
 
 from captune.common import RemovedThinking
+from captune.config import load_run_config
+from captune.errors import ConfigError
 from captune.parsing import first_repeated
 from captune.report.columns import order_metrics
 from captune.report.files import StrictRecord, atomic_write, parse_versioned_json, read_text
@@ -200,6 +202,7 @@ class RunScores(StrictRecord):
         protocol: "karpathy", "slides", ...; empty for a bare table.
         images: number of images that every row was scored on; None for a bare table.
         references: image id -> its reference captions, where the evaluation recorded them.
+        select: metric that selects the best epoch (`train.select` of the run); empty is CIDEr. Not in the file.
     """
 
     data: Text
@@ -208,6 +211,7 @@ class RunScores(StrictRecord):
     protocol: Text = ""
     images: Annotated[Integer, Field(ge=1)] | None = None
     references: Mapping[str, tuple[Text, ...]] = field(default_factory=dict)
+    select: Text = ""
 
     @property
     def scored(self) -> RunScores:
@@ -245,7 +249,12 @@ def read_scores(path: str | Path) -> RunScores:
         missing="give a run directory that `captune evaluate` has written to",
         undecodable="evaluate again to write it",
     )
-    return scores_from_json(text, str(file))
+    scores = scores_from_json(text, str(file))
+    try:
+        select = load_run_config(file.parent / "config.yaml").train.select
+    except ConfigError:
+        return scores  # of an evaluation, or with a damaged configuration
+    return scores if select is None else replace(scores, select=select)
 
 
 def scores_from_json(text: str, source: str = "scores.json") -> RunScores:

@@ -15,12 +15,20 @@ from captune.data import folder_in_use
 from captune.errors import ConfigError, InputError
 from captune.metrics import find_column
 from captune.report import CheckpointScores, RunScores, read_scores
-from captune.run_checkpoints import RECORD, checkpoint_folder, checkpoint_folders, is_run, tensor_file
+from captune.run_checkpoints import (
+    RECORD,
+    BeforeTraining,
+    checkpoint_folder,
+    checkpoint_folders,
+    is_run,
+    score_before_training,
+    tensor_file,
+)
 from captune.run_folders.files import CONFIG, folder_size, last_event
 
 __all__ = ["RunSummary", "best_row", "find_runs", "require_run", "summarize"]
 
-State = Literal["running", "unfinished", "finished", "damaged"]
+State = Literal["running", "unfinished", "finished", "stopped early", "damaged"]
 _INNER = (
     "captions",
     "checkpoints",
@@ -42,7 +50,8 @@ class RunSummary:
 
     Attributes:
         folder: of the run.
-        state: "running" while a process writes there, "finished" with its last epoch scored.
+        state: "running" while a process writes there, "finished" with its last epoch scored, "stopped early" by
+            `train.early_stop`.
         reason: what is damaged, or which command is running.
         model: name of the model.
         data: training manifest.
@@ -51,6 +60,7 @@ class RunSummary:
         best: name of the best checkpoint; None without scores.
         metric: that selects it.
         score: of the best checkpoint.
+        before: the row before training, where it is better than every epoch.
         leak: whether the scores are marked LEAK.
         size: bytes on disk.
         changed: time of the last change of its log, scores or configuration.
@@ -66,13 +76,20 @@ class RunSummary:
     best: str | None
     metric: str | None
     score: float | None
+    before: BeforeTraining | None
     leak: bool
     size: int
     changed: datetime
 
     def to_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
-        return {**asdict(self), "folder": str(self.folder), "changed": self.changed.isoformat(timespec="seconds")}
+        before = None if self.before is None else self.before._asdict()
+        return {
+            **asdict(self),
+            "before": before,
+            "folder": str(self.folder),
+            "changed": self.changed.isoformat(timespec="seconds"),
+        }
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -120,7 +137,7 @@ def summarize(folder: Path) -> RunSummary:
     elif problem:
         state = "damaged"
     else:
-        state = "finished" if config is not None and _is_finished(folder, config, epochs) else "unfinished"
+        state = "unfinished" if config is None else _progress(folder, config, epochs)
     return RunSummary(
         folder=folder,
         state=state,
@@ -132,6 +149,7 @@ def summarize(folder: Path) -> RunSummary:
         best=None if best is None else best.name,
         metric=metric if best is not None else None,
         score=None if best is None or metric is None else best.corpus[metric],
+        before=score_before_training(folder) if best is not None else None,
         leak=best is not None and best.leak is not None,
         size=folder_size(folder),
         changed=_changed(folder),
@@ -164,8 +182,10 @@ def _missing(folder: Path, epochs: set[int]) -> str:
     return ""
 
 
-def _is_finished(folder: Path, config: RunConfig, epochs: set[int]) -> bool:
-    return config.train.epochs - 1 in epochs or (bool(epochs) and _stopped_early(folder, max(epochs)))
+def _progress(folder: Path, config: RunConfig, epochs: set[int]) -> State:
+    if config.train.epochs - 1 in epochs:
+        return "finished"
+    return "stopped early" if epochs and _stopped_early(folder, max(epochs)) else "unfinished"
 
 
 def _stopped_early(folder: Path, epoch: int) -> bool:

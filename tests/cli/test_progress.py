@@ -201,3 +201,14 @@ def test_every_message_is_a_sentence_of_the_event() -> None:
     assert text.messages({"event": "checkpoint", "epoch": 1, "folder": "x"}) == []
     assert text.messages({"event": "done", "skipped_steps": 0}) == []
     assert text.progress(run) is None
+
+
+def test_scores_of_a_row_fit_80_columns() -> None:
+    text = EventText()
+    scores = {"BLEU-1": 0.25, "BLEU-2": 0.2, "BLEU-3": 0.1, "BLEU-4": 0.05, "CIDEr": 1.25, "ROUGE-L": 0.5}
+    event: Event = {"event": "evaluation", "epoch": 12, "scores": scores}
+    assert text.messages(event) == ["epoch12     BLEU-1..4 0.250 0.200 0.100 0.050  CIDEr 1.250  ROUGE-L 0.500"]
+    event["scores"] = {**scores, "METEOR": 0.3, "SPICE": 0.2, "CLIPScore": 0.7}
+    lines = text.messages(event)
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[1] == "            METEOR 0.300  SPICE 0.200  CLIPScore 0.700"

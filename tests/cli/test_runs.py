@@ -14,6 +14,7 @@ from captune.config import STORED_HEADING, commented_yaml, parse_config
 from captune.data import folder_lock
 from captune.errors import InputError
 from captune.report import CheckpointScores, RunScores, write_scores
+from captune.run_checkpoints import score_before_training, select_checkpoint
 from captune.run_folders import delete_run, find_caches, find_runs, summarize
 from tests.programs import Finished, run_program
 
@@ -74,7 +75,8 @@ def test_an_unfinished_and_an_early_stopped_run(tmp_path: Path) -> None:
     assert (summarize(run).state, summarize(run).epochs, summarize(run).total) == ("unfinished", 2, 5)
     with (run / "log.jsonl").open("a") as stream:
         stream.write('{"event": "early_stop", "epoch": 1, "reason": "no rise"}\n')
-    assert summarize(run).state == "finished"
+    assert summarize(run).state == "stopped early"
+    assert "stopped early at 2 of 5" in captune("runs", tmp_path).out
     with (run / "log.jsonl").open("a") as stream:
         stream.write('{"event": "run", "steps": 10}\n')
     assert summarize(run).state == "unfinished"
@@ -108,7 +110,7 @@ def test_runs_are_listed_without_torch(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "a")
     make_run(tmp_path / "runs" / "deep" / "b", epochs=5)
     (tmp_path / "config.yaml").write_text("train: {epochs: 1}\n")
-    done = captune("runs", "runs", cwd=tmp_path)
+    done = captune("runs", "runs", cwd=tmp_path, COLUMNS="200")
     assert done.code == 0, done.err
     header, *rows = done.out.splitlines()
     assert header.split() == ["Run", "Model", "Data", "Epochs", "State", "Best", "Size", "Changed"]
@@ -120,6 +122,44 @@ def test_runs_are_listed_without_torch(tmp_path: Path) -> None:
     assert listed[0]["score"] == 0.9
     probe = "import sys, captune.cli as c; c.call(c.app, ['runs']); print({'torch', 'transformers'} & set(sys.modules))"
     assert run_program(sys.executable, "-c", probe, cwd=tmp_path).out.splitlines()[-1] == "set()"
+
+
+def test_a_better_row_before_training_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", cider=(0.5, 0.4), train={"epochs": 2, "select": "rouge-l"})
+    content = json.loads((run / "scores.json").read_text())
+    before = {**content["checkpoints"][0], "name": "pretrained", "epoch": None}
+    for row, rouge in ((before, 0.3), *zip(content["checkpoints"], (0.1, 0.2), strict=True)):
+        row["corpus"] = {"CIDEr": row["corpus"]["CIDEr"], "ROUGE-L": rouge}
+    content["checkpoints"].insert(0, before)
+    (run / "scores.json").write_text(json.dumps(content))
+    assert score_before_training(run) == ("pretrained", "ROUGE-L", 0.3)
+    assert select_checkpoint(run).reason.endswith("by ROUGE-L (0.200); pretrained is better by ROUGE-L (0.300)")
+    listed = captune("runs", tmp_path)
+    assert "ROUGE-L 0.2000 (epoch1); pretrained is better: 0.3000" in listed.out
+    assert json.loads(captune("runs", tmp_path, "--json").out)["runs"][0]["before"]["name"] == "pretrained"
+    # By CIDEr the first epoch is as good as the row before training, which is no reason to keep that.
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("select: rouge-l", "select: null"))
+    assert score_before_training(run) is None
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tables_fit_the_terminal_and_nothing_is_cut(columns: int, tmp_path: Path) -> None:
+    root = tmp_path / "a folder with a name of many words"
+    runs = [
+        make_run(root / name, seed=seed, train={"epochs": 2, "learning_rate": 0.001}) for seed, name in enumerate("ab")
+    ]
+    width = {"COLUMNS": str(columns)}
+    for arguments in (("runs", root), ("runs", "compare", *runs), ("runs", "caches", root)):
+        done = captune(*arguments, **width)
+        assert done.code == 0, done.err
+        # Names of folders are not broken.
+        assert all(len(line) <= columns or str(root) in line for line in done.out.splitlines()), done.out
+        assert "…" not in done.out
+    listed = captune("runs", root, **width).out.split()
+    assert {"CIDEr", "0.9000", "finished", "toy", str(runs[0]).split()[0]} <= set(listed)
+    compared = captune("runs", "compare", *runs, **width).out
+    assert compared.count("CIDEr") > 1
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:

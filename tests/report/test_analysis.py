@@ -263,3 +263,9 @@ def test_length_drift(make_run: Any) -> None:
 def test_no_epoch_is_recommended_if_none_is_better_than_the_first_row(make_run: Any) -> None:
     texts = _texts(make_run({"CIDEr": (0.5, 0.1, 0.19, 0.0), "BLEU-1": (0.4, 0.5, 0.5, 0.5)}))
     assert texts["Advice"].startswith("No epoch scores higher than pretrained: keep pretrained")
+
+
+def test_the_metric_of_train_select_decides_whether_an_epoch_is_better(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.5, 0.6, 0.7, 0.55), "BLEU-1": (0.4, 0.3, 0.3, 0.3), "BLEU-2": (0.4, 0.3, 0.3, 0.3)})
+    assert not _texts(run)["Advice"].startswith("No epoch")
+    assert _texts(dataclasses.replace(run, select="bleu-1"))["Advice"].startswith("No epoch scores higher than")
