@@ -269,6 +269,7 @@ class _Lines:
             self._write(progress.text())
 
     def say(self, line: str) -> None:
+        self.close()  # a result ends the work before it, whose name would follow the result
         self._write(line)
 
     def close(self) -> None:
@@ -340,4 +341,5 @@ class _Screen:
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False)
+        self._log.close()
         log_line(line)

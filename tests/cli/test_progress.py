@@ -212,3 +212,15 @@ def test_scores_of_a_row_fit_80_columns() -> None:
     lines = text.messages(event)
     assert all(len(line) <= 80 for line in lines)
     assert lines[1] == "            METEOR 0.300  SPICE 0.200  CLIPScore 0.700"
+
+
+def test_a_result_is_not_followed_by_the_name_of_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(displays, "print_message", written.append)
+    lines = displays._Lines()
+    lines.show(Progress("Scoring pretrained"))
+    ended = lines._stage
+    assert ended is not None
+    lines.say("pretrained  CIDEr 1.0")
+    assert ended.is_set()
+    assert written == ["pretrained  CIDEr 1.0"]
