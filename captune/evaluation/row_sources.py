@@ -280,9 +280,13 @@ def _read_captions(path: str, images: EvaluationSet, match: str) -> PredictionFi
 
     Raises:
         MetricInputError: some are missing.
+        ConfigError: it is the manifest.
     """
+    file = Path(path).expanduser()
+    if file.samefile(images.manifest):
+        raise ConfigError(f"{path} is the manifest of the evaluation and no file of generated captions; give one.")
     references = ReferenceFile(images.references, source=str(images.manifest))
-    predictions = read_predictions(Path(path).expanduser())
+    predictions = read_predictions(file)
     if match == "stem":
         predictions = match_stems(predictions, references)
     align(predictions, references, remedy="caption them: all rows of a table are scored on the same images")

@@ -311,6 +311,7 @@ def _row(name: str, row: CheckpointScores, scores: Scores, intervals: Mapping[st
         captions=row.captions,
         intervals={metric: (interval.low, interval.high) for metric, interval in intervals.items()},
         unfinished=row.unfinished,
+        notes=row.notes,
         thinking=row.thinking,
     )
 

@@ -136,8 +136,8 @@ def thinking_share(row: CheckpointScores) -> str:
 def signatures(run: RunScores) -> list[tuple[str, str]]:
     """The signatures to print below the table, each with its label.
 
-    One when all rows agree, else every row's, since rows with different signatures must not be compared; models with
-    different prompts, endpoints and files of captions may be.
+    One when all rows agree, else each with its rows, since rows with different signatures must not be compared; models
+    with different prompts, endpoints and files of captions may be.
     """
     run = run.scored
     distinct = dict.fromkeys(row.signature for row in run.checkpoints)
@@ -151,10 +151,11 @@ def signatures(run: RunScores) -> list[tuple[str, str]]:
         label = "Signatures differ in the prompt alone"
     elif len(scoring) == 1 and any("|source:" in signature for signature in distinct):
         label = "Scored alike; signatures differ in how the captions were made"
-    return [
-        (label, ""),
-        *((f"Signature of {row.name}", row.signature or "none") for row in run.checkpoints),
-    ]
+    rows_of = {
+        signature: ", ".join(row.name for row in run.checkpoints if row.signature == signature)
+        for signature in distinct
+    }
+    return [(label, ""), *((f"Signature of {names}", signature or "none") for signature, names in rows_of.items())]
 
 
 def provenance(run: RunScores) -> str:

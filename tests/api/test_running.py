@@ -224,3 +224,22 @@ def test_wrong_input_is_refused_without_importing_torch() -> None:
     assert completed.stdout.count("\n") == 3
     assert completed.stderr == ""
     assert time.monotonic() - began < 10
+
+
+def test_rows_of_other_kinds(manifest: Path, tmp_path: Path) -> None:
+    """A labelled model and a file of captions, with selected metrics."""
+    captions = {f"test-{number}.png": f"a drawing {number}" for number in range(4)}
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(f'{{"id": "{image}", "caption": "{text}"}}\n' for image, text in captions.items()))
+    rows, short = ["untuned=toy", file], {"evaluate.max_new_tokens": 4}
+    evaluated = captune.evaluate(rows, manifest, metrics="CIDEr, rouge-l", output=tmp_path / "out", **short)
+    assert [row.name for row in evaluated.scores.checkpoints] == ["untuned", "mine"]
+    assert list(evaluated.scores.checkpoints[0].corpus) == ["CIDEr", "ROUGE-L"]
+    assert dict(evaluated.scores.checkpoints[1].captions) == captions
+    with pytest.raises(InputError, match="There is no model folder /nowhere/else"):
+        captune.evaluate(["a=/nowhere/else"], manifest, output=tmp_path / "other")
+    with pytest.raises(ConfigError, match="no model is the folder of an adapter or checkpoint"):
+        captune.evaluate(["toy", "toy-vlm"], manifest, base="toy", output=tmp_path / "other")
+    with pytest.raises(InputError, match="no metric 'cidr'"):
+        captune.evaluate([file], manifest, metrics=["cidr"], output=tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -21,6 +21,7 @@ from captune.evaluation import Evaluation, evaluate_checkpoints
 from captune.hub import locate_model
 from captune.model import MiniGPT4
 from captune.model.checkpoint import save_trained
+from captune.report import read_scores
 from captune.run_checkpoints import read_record
 from captune.training import train
 
@@ -271,3 +272,37 @@ def test_a_model_whose_scores_are_not_numbers_ends_the_evaluation_and_the_traini
             load_config(copy / "config.yaml", [f"output={copy}"]), [copy / "checkpoints" / "epoch-000"]
         )
     assert (copy / "scores.json").read_bytes() == before
+
+
+def test_other_rows_of_a_run(
+    toy_data: Path, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model and a file of captions next to the checkpoints; they are kept when the run is evaluated again."""
+    before = json.loads((run_copy / "scores.json").read_text())["checkpoints"]
+    people = tmp_path / "people.json"
+    captions = {image: texts[0] for image, texts in read_scores(run_copy).references.items()}
+    people.write_text(json.dumps([{"image_id": image, "caption": text} for image, text in captions.items()]))
+    assert evaluate(run_copy, "--captioner", f"epoch0={people}") == 2
+    assert "Two rows are called 'epoch0'" in capsys.readouterr().err
+    assert evaluate(run_copy, "--captioner", tmp_path / "missing.json") == 2
+    assert "There is no file" in capsys.readouterr().err
+    assert json.loads((run_copy / "scores.json").read_text())["checkpoints"] == before
+    assert evaluate(run_copy, "--captioner", people, "--captioner", "untuned=toy") == 0
+    assert names(run_copy) == ["pretrained", "epoch0", "people", "untuned"]
+    rows = {row.name: row for row in read_scores(run_copy).checkpoints}
+    assert dict(rows["people"].captions) == captions
+    assert dict(rows["untuned"].captions) == dict(rows["pretrained"].captions)
+    assert rows["people"].p_values["CIDEr"].keys() == {"pretrained", "previous"}
+    scores = (run_copy / "scores.json").read_bytes()
+    assert evaluate(run_copy) == 0
+    assert (run_copy / "scores.json").read_bytes() == scores
+
+
+def test_a_checkpoint_among_models_is_named_by_its_run(toy_data: Path, run_copy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "both"
+    settings = ("data.evaluate_images=3", "evaluate.max_new_tokens=3")
+    assert evaluate(run_copy, "toy", "--data", toy_data / "manifest.jsonl", "--out", out, *settings) == 0
+    assert names(out) == ["run@epoch0", "toy"]
+    first, second = (row.captions for row in read_scores(out).checkpoints)
+    run_rows = read_scores(run_copy).checkpoints
+    assert [dict(first), dict(second)] == [dict(run_rows[1].captions), dict(run_rows[0].captions)]

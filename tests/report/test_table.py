@@ -184,3 +184,27 @@ def test_csv_from_a_spreadsheet(separator: str, tmp_path: Path) -> None:
     assert run.values("CIDEr") == [0.5, 0.75]
     assert run.values("BLEU-4")[0] is None
     assert [row.epoch for row in run.checkpoints] == [None, 3]
+
+
+def test_rows_of_endpoints_and_files_are_compared(make_run: Any) -> None:
+    run = make_run({"CIDEr": (0.1, 0.2, 0.3, 0.4)})
+    scoring = "n:5|refs:5|tok:ptb|cider:D"
+    made = (
+        "|prompt:1a|dec:greedy|v:1",
+        "|prompt:1a|dec:greedy|v:1",
+        "|source:file|v:1",
+        "|dec:greedy|source:endpoint|v:1",
+    )
+    remarks = ((), (), ("read from a file",), ("read from a file", "a server decodes"))
+    rows = tuple(
+        dataclasses.replace(row, signature=scoring + rest, notes=remark)
+        for row, rest, remark in zip(run.checkpoints, made, remarks, strict=True)
+    )
+    mixed = dataclasses.replace(run, checkpoints=rows)
+    first, second, *_ = signatures(mixed)
+    assert first == ("Scored alike; signatures differ in how the captions were made", "")
+    assert second == ("Signature of pretrained, epoch0", scoring + made[0])
+    assert notes(mixed)[-2:] == ["epoch1, epoch2: read from a file.", "epoch2: a server decodes."]
+    # Another tokenizer makes other scores.
+    other = dataclasses.replace(rows[2], signature=rows[2].signature.replace("ptb", "13a"))
+    assert signatures(dataclasses.replace(run, checkpoints=(*rows[:2], other)))[0][0].startswith("Not comparable")
