@@ -217,7 +217,7 @@ def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
             p = comparison.p_values[metric].get((i, j))
             cells[i, j], cells[j, i] = _tested(difference, p), _tested(-difference, p)
         sections.append((f"{metric}: row minus column", square(cells)))
-        if comparison.equal_length:
+        if comparison.equal_length and metric in _EQUAL_LENGTH_METRICS:
             sections.append(
                 (f"{metric}: row minus column, {_EQUAL_LENGTH}", square(_matched_cells(comparison, metric)))
             )
@@ -226,20 +226,23 @@ def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
     return [*sections, ("Agreement: rank correlation of CIDEr over images", square(rho))]
 
 
+_EQUAL_LENGTH_METRICS = ("BLEU-4", "CIDEr", "ROUGE-L")
 _EQUAL_LENGTH = "images whose captions differ by at most 10 % in words"
 
 
 def _matched_cells(comparison: Comparison, metric: str) -> dict[tuple[int, int], str]:
-    """The tests of a metric at equal length, with the number of images."""
+    """The tests of a metric at equal length, with intervals and the number of images."""
     cells = {}
     for (i, j), tests in comparison.equal_length.items():
-        images = f"{tests.images:,} images"
+        images = f"{tests.images:,} image{'s' if tests.images != 1 else ''}"
         if metric not in tests.tests:
             cells[i, j] = cells[j, i] = images
             continue
         drawn, _ = tests.tests[metric]
         p = drawn.p_value if drawn.is_tested else None
-        cells[i, j], cells[j, i] = (f"{_tested(sign * drawn.difference, p)}, {images}" for sign in (1, -1))
+        for pair, sign, ends in (((i, j), 1, (drawn.low, drawn.high)), ((j, i), -1, (-drawn.high, -drawn.low))):
+            interval = "" if p is None else f" [{', '.join(f'{end + 0.0:+.4f}' for end in ends)}]"
+            cells[pair] = f"{_tested(sign * drawn.difference, p)}{interval}, {images}"
     return cells
 
 

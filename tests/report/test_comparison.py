@@ -78,7 +78,8 @@ def test_runs_of_different_lengths_are_also_compared_at_equal_length(tmp_path: P
     assert (record["images"], record["differences"]["CIDEr"]["difference"]) == (10, 0)
     headings = dict(matrices(comparison))
     cells = headings["CIDEr: row minus column, images whose captions differ by at most 10 % in words"]
-    assert cells[0][1] == "0.0000, 10 images"
+    assert cells[0][1] == "0.0000 [+0.0000, +0.0000], 10 images"
+    assert not any(heading.startswith("BLEU-1") and "10 %" in heading for heading in headings)
     write_comparison(tmp_path, comparison)
     assert "at most 10 % in words" in (tmp_path / "report.html").read_text()
     # Runs of about the same length have no such tables.
