@@ -459,6 +459,7 @@ class Evaluation:
             thinking=thinking,
             train_slice=train_slice,
             hallucinations=self._hallucinations(texts),
+            notes=tuple(note.removesuffix(".") for note in scores.notes),
         )
         return self._add_row(row, scores)
 
@@ -485,7 +486,7 @@ class Evaluation:
         if origin is not None:
             exif = signature.exif if origin.source == "endpoint" else None
             signature = replace(signature, source=origin.source, dec=origin.decoding, exif=exif)
-            row = replace(row, notes=origin.notes)
+            row = replace(row, notes=tuple(dict.fromkeys((*row.notes, *origin.notes))))
         self.rows[-1] = replace(row, signature=str(signature))
         return self.rows[-1]
 

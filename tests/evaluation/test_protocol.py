@@ -19,6 +19,7 @@ from captune.evaluation import (
     split_references,
     training_images,
 )
+from captune.report import RunScores, notes
 
 
 @pytest.fixture
@@ -219,6 +220,17 @@ def test_signatures_of_protocols_of_earlier_releases(tmp_path: Path) -> None:
     """A new field with its default leaves the hash of a user's protocol as it was."""
     (tmp_path / "p.yaml").write_text("name: mine\nshare: 0.1\nmetrics: [cider]\n", encoding="utf-8")
     assert load_protocol(str(tmp_path / "p.yaml")).signature == "mine@3af064bd"
+
+
+def test_notes_of_metrics_are_notes_of_the_row(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CLIPScore says of truncated captions is below the table of a run."""
+    write_manifest(manifest, [Sample(i, f"{i}.jpg", ("A dog .",), "test" if i < "c" else "train") for i in "abc"])
+    config = parse_config({}, [f"data.train={manifest}"])
+    monkeypatch.setattr("captune.metrics.bleu.Bleu.notes", lambda metric: ["BLEU reads 3 words: 1 caption is longer."])
+    row = Evaluation(config, evaluation_set(config))._append(None, {"a": "a dog", "b": "a cat"}, None, {}, {})
+    assert row.notes == ("BLEU reads 3 words: 1 caption is longer",)
+    run = RunScores("toy", (row,), "test", "karpathy", 2, {"a": ("A dog .",), "b": ("A dog .",)})
+    assert f"{row.name}: BLEU reads 3 words: 1 caption is longer." in notes(run)
 
 
 def test_paragraphs_are_announced_once(manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
