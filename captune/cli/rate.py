@@ -313,15 +313,18 @@ _CRITERIA = {"precision": "right", "recall": "complete", "fluency": "well writte
 DOUBTS = {"too_fast": "answered too fast to have read the captions", "attention_failed": "failed attention checks"}
 """What is printed of raters whose answers should be looked at."""
 
-SHOWN_TARGETS = ("overall", "preference")
-"""Judgements whose correlations with metrics are printed."""
-
 
 def _print_results(results: Results) -> None:
     """Print every table of the results to stdout."""
     print(f"{results.counted:,} answers on {results.images:,} images; intervals are 95 %, over images.")
     if results.left_out:
         print(f"Left out for their attention checks: {', '.join(map(one_line, results.left_out))}.")
+    for better, worse, share in results.verdicts:
+        explained = ""
+        if share.low is not None and share.high is not None:
+            beyond = share.low > 0.5 or share.high < 0.5
+            explained = ", more than chance explains" if beyond else ", which chance can explain"
+        print(f"{one_line(better)} against {one_line(worse)}: preferred in {share} of their comparisons{explained}.")
     _print_raters(results)
     _print_ranking(results)
     criteria = list(next(iter(results.rubric.values()), {}))
@@ -336,8 +339,7 @@ def _print_results(results: Results) -> None:
             ("metric", "people", "tau-c", "Pearson r", "n"),
             [
                 (one_line(row.metric), row.target, str(row.kendall), str(row.pearson), str(row.pairs))
-                for row in results.correlations
-                if row.level == level and row.target in SHOWN_TARGETS
+                for row in results.correlations_at(level, single_criteria=False)
             ],
         )
     if results.correlations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ def test_results_are_printed_and_put_into_the_report(made: Path, capsys: pytest.
     for heading in ("Raters", "Agreement", "Ranking", "Pairs", "Points, 1 to 5", "Correlation of metrics with people"):
         assert heading in out
     assert "Ada" in out
+    verdict = r"^\w+ against \w+: preferred in [01]\.\d+ \[.*\] of their comparisons, (which|more than) chance "
+    assert len(re.findall(verdict, out, re.MULTILINE)) == 2
     for criterion in ("right (precision)", "complete (recall)", "well written (fluency)", "concise (conciseness)"):
         assert out.count(criterion) == 2
     assert {Path(line).name for line in err.splitlines()} == {

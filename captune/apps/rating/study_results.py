@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,34 @@ class Results:
     rubric: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     correlations: tuple[Correlation, ...] = ()
     raters: tuple[RaterQuality, ...] = ()
+
+    @property
+    def verdicts(self) -> list[tuple[str, str, Estimate]]:
+        """Neighbors in the ranking, the better one first, and the share of their comparisons in which it won."""
+        shares = {pair.systems: pair.share for pair in self.pairs}
+        verdicts = []
+        for better, worse in pairwise(ranked.system for ranked in self.ranking):
+            share = shares.get((better, worse))
+            if share is None and (reverse := shares.get((worse, better))) is not None and reverse.value is not None:
+                low, high = (None if bound is None else 1 - bound for bound in (reverse.high, reverse.low))
+                share = Estimate(1 - reverse.value, low, high)
+            if share is not None and share.value is not None:
+                verdicts.append((better, worse, share))
+        return verdicts
+
+    def correlations_at(self, level: str, *, single_criteria: bool) -> list[Correlation]:
+        """Correlations of a level, the metric that agrees best with people first.
+
+        Args:
+            level: "caption" or "system".
+            single_criteria: those with a single criterion, otherwise those with the preference and the mean.
+        """
+        rows = [
+            row
+            for row in self.correlations
+            if row.level == level and (row.target in (OVERALL, PREFERENCE)) is not single_criteria
+        ]
+        return sorted(rows, key=lambda row: (row.target, 2.0 if row.kendall.value is None else -row.kendall.value))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, the content of `rating.json` in a run."""

@@ -23,6 +23,7 @@ from simulated_raters import MakeStudy
 from captune import cli
 from captune.agreement import estimate, image_resamples, measure_agreement
 from captune.apps.rating.estimates import (
+    Estimate,
     is_connected,
     log_strengths,
     row_kendall_tau_c,
@@ -34,7 +35,16 @@ from captune.apps.rating.export import answers_csv, write_results
 from captune.apps.rating.store import DATABASE, Store
 from captune.apps.rating.study_design import CRITERIA
 from captune.apps.rating.study_items import StudyItems
-from captune.apps.rating.study_results import OVERALL, PREFERENCE, Results, compute_results, judged_captions
+from captune.apps.rating.study_results import (
+    OVERALL,
+    PREFERENCE,
+    Correlation,
+    PairResult,
+    Ranked,
+    Results,
+    compute_results,
+    judged_captions,
+)
 from captune.errors import InputError
 from captune.metrics import ScoringOptions
 
@@ -385,3 +395,27 @@ def test_intervals_cover_the_truth() -> None:
         assert interval.high is not None
         covered += interval.low <= 0 <= interval.high
     assert 180 <= covered <= 199
+
+
+def test_neighbors_of_the_ranking_and_the_best_metrics_are_first() -> None:
+    share = Estimate(0.25, 0.1, 0.45)
+    results = Results(
+        source="run",
+        options={},
+        systems=("a", "b"),
+        images=4,
+        counted=8,
+        pairs=(PairResult(("a", "b"), 1, 3, 0, share, 0),),
+        ranking=(Ranked("b", 1, Estimate(0.5)), Ranked("a", 2, Estimate(-0.5))),
+        correlations=tuple(
+            Correlation(metric, target, "caption", 8, Estimate(kendall), Estimate(None))
+            for metric, kendall in (("BLEU-4", 0.1), ("CLIPScore", None), ("CIDEr", 0.4))
+            for target in ("overall", "precision")
+        ),
+    )
+    assert results.verdicts == [("b", "a", Estimate(0.75, 0.55, 0.9))]
+    rows = results.correlations_at("caption", single_criteria=False)
+    assert [row.metric for row in rows] == ["CIDEr", "BLEU-4", "CLIPScore"]
+    assert {row.target for row in rows} == {"overall"}
+    assert {row.target for row in results.correlations_at("caption", single_criteria=True)} == {"precision"}
+    assert results.correlations_at("system", single_criteria=False) == []
