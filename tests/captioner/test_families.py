@@ -270,6 +270,7 @@ def test_captions_are_cut_where_generation_begins() -> None:
 def test_an_end_that_ends_nothing_is_no_end() -> None:
     captioner = object.__new__(TransformersBackend)
     captioner._start_ids, captioner._end_ids, captioner._filler_ids = {1}, {2}, {0, 2}
+    captioner._marks = {}
     captioner.processor = SimpleNamespace(
         tokenizer=SimpleNamespace(decode=lambda ids, skip_special_tokens: " ".join(map(str, ids)))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import captune.evaluation.run_models
 from captune.config import RunConfig
-from captune.decoding import Caption, DecodingEngine
+from captune.decoding import Caption, DecodingEngine, collect_captions, has_captions
 from captune.decoding.caption_cache import cached_captions
 from captune.evaluation import evaluate_checkpoints
 from captune.hub import locate_model
@@ -137,3 +138,33 @@ def test_an_evaluation_loads_once_and_captions_each_image_once(
     assert counts == {"loads": 2, "captions": 6 * 12, "encoded": 12}
     assert [row.captions for row in second.checkpoints] == [row.captions for row in first.checkpoints]
     assert [row.unfinished for row in second.checkpoints] == [row.unfinished for row in first.checkpoints]
+
+
+def test_captions_that_arrive_one_by_one_are_stored_at_once(tmp_path: Path) -> None:
+    """A request that fails keeps what has arrived, and images without a caption are requested again."""
+    files = [tmp_path / f"{name}.png" for name in "abcd"]
+    for number, file in enumerate(files):
+        file.write_text(str(number % 3))  # the first and the last are equal
+    cache, identity, indices_of = tmp_path / "cache", ("endpoint", "prompt"), []
+
+    def request(indices: list[int], keep: Callable[[int, Caption], None]) -> None:
+        indices_of.append(indices)
+        keep(indices[0], Caption(f"of {indices[0]}", 1, True))
+        if len(indices_of) == 1:
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        collect_captions(cache, identity, files, request)
+    assert has_captions(cache, identity)
+    assert not has_captions(cache, ("endpoint", "another prompt"))
+    (stored,) = cache.glob("*.jsonl")
+    with stored.open("a") as stream:
+        stream.write('{"image": "a process was kil')
+    captions = collect_captions(cache, identity, files, request)
+    assert [None if caption is None else caption.text for caption in captions] == [None, "of 1", "of 2", None]
+    assert collect_captions(cache, identity, files, request)[0] == Caption("of 0", 1, True)
+    assert indices_of == [[1, 2, 0], [2, 0], [0]], "equal images are requested once"
+    assert cached_captions(cache, identity, files, lambda indices: pytest.fail(f"generated {indices}")) == (
+        collect_captions(cache, identity, files, request)
+    )
+    assert len(indices_of) == 3
