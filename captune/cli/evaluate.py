@@ -189,6 +189,8 @@ def is_model(config: str, others: list[str], has_data: bool) -> bool:
         return False
     if run_of(config) is not None:
         return has_data and bool(others)
+    if "://" in config or ("=" in config and not path.exists()):
+        return True  # an endpoint, or a row with a label
     return has_data or any((path / file).is_file() for file in ("config.json", "adapter_config.json"))
 
 

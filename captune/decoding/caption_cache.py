@@ -90,9 +90,10 @@ def collect_captions(
     return [known.get(key) for key in keys]
 
 
-def has_captions(folder: Path, identity: Sequence[str]) -> bool:
-    """Whether a caption of an identity is stored."""
-    return bool(_read(_file(folder, identity)))
+def has_captions(folder: Path, identity: Sequence[str], images: Sequence[Path] | None = None) -> bool:
+    """Whether captions of an identity are stored: of all of some images, or of any image."""
+    known = _read(_file(folder, identity))
+    return bool(known) if images is None else not _missing([image_key(image) for image in images], known)
 
 
 def _file(folder: Path, identity: Sequence[str]) -> Path:

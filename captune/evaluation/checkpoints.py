@@ -13,7 +13,7 @@ from captune.decoding import Caption
 from captune.errors import NonFiniteScoresError
 from captune.evaluation.destination import LOCK_NAME, check_destination, is_own_evaluation
 from captune.evaluation.endpoint import EndpointOptions
-from captune.evaluation.models import add_row
+from captune.evaluation.models import add_row, check_endpoints
 from captune.evaluation.protocol import evaluation_set
 from captune.evaluation.row_sources import parse_sources, prepare_rows
 from captune.evaluation.run_models import load_run_model
@@ -64,6 +64,7 @@ def evaluate_checkpoints(
         others = prepare_rows(
             config, parse_sources(captioners), evaluation.images, endpoint_options, match=match, taken=taken
         )
+        check_endpoints(evaluation, others)
         if is_own_evaluation(config, config.output, folders):
             evaluation.recall()
         faulty = _evaluate(config if base is None else config.with_model(base), evaluation, folders, on_event)

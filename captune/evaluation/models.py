@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from captune.captioner import Captioner
 from captune.config import RunConfig
@@ -22,7 +23,7 @@ from captune.evaluation.scoring import CaptionOrigin, Evaluation, refuse_rows
 from captune.events import Listener
 from captune.report import RunScores, write_report
 
-__all__ = ["add_row", "evaluate_models"]
+__all__ = ["add_row", "check_endpoints", "evaluate_models"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ def evaluate_models(
     adapters = with_base([source.path for source in sources if source.kind == "model"], base)
     check_models_destination(config, images, [row.name for row in rows])
     logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
+    evaluation = Evaluation(config, images)
+    check_endpoints(evaluation, rows, instruction)
     with folder_lock(config.output, LOCK_NAME):
-        evaluation = Evaluation(config, images)
         faulty = [
             row.name
             for row in rows
@@ -90,6 +92,24 @@ def evaluate_models(
         write_report(config.output, evaluation.run_scores())
     refuse_rows(faulty, config.output)
     return evaluation.run_scores()
+
+
+def check_endpoints(evaluation: Evaluation, rows: Sequence[PreparedRow], instruction: str | None = None) -> None:
+    """Refuse endpoints that cannot be reached, unless an earlier evaluation has stored all of their captions.
+
+    Args:
+        evaluation: that the rows are for.
+        rows: of any kind.
+        instruction: the prompt; by default that of the evaluation.
+
+    Raises:
+        InputError: names the address and the reason.
+    """
+    for endpoint in (row.endpoint for row in rows if row.endpoint is not None):
+        prompt = instruction or evaluation.instruction
+        samplings = (replace(endpoint, samples=samples).identity for samples in (False, True))
+        if not any(evaluation.has_collected(identity, prompt, every=True) for identity in samplings):
+            endpoint.check()
 
 
 def add_row(
@@ -172,7 +192,6 @@ def _request(
     reasons: Counter[str] = Counter()
 
     def request(indices: list[int], keep: Callable[[int, Caption], None]) -> None:
-        endpoint.check()
         done = len(files) - len(indices)
 
         def on_answer(index: int, answer: Answer) -> None:

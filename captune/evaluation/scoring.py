@@ -284,9 +284,10 @@ class Evaluation:
         """Captions of all images that arrive one by one from elsewhere; see `captune.decoding.collect_captions`."""
         return collect_captions(self._cache, self._identity(fingerprint, instruction), self.image_files, request)
 
-    def has_collected(self, fingerprint: str, instruction: str) -> bool:
-        """Whether `collected` has stored captions of a model in an earlier evaluation."""
-        return has_captions(self._cache, self._identity(fingerprint, instruction))
+    def has_collected(self, fingerprint: str, instruction: str, *, every: bool = False) -> bool:
+        """Whether `collected` has stored captions of a model: of some image, or of every image."""
+        images = self.image_files if every else None
+        return has_captions(self._cache, self._identity(fingerprint, instruction), images)
 
     def _identity(self, fingerprint: str, instruction: str) -> tuple[str, ...]:
         return fingerprint, instruction, str(self._options), "upright" if self._config.exif_rotation else "stored"

@@ -98,6 +98,7 @@ def server() -> Iterator[Server]:
 
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.daemon_threads = True
+    made.handle_error = lambda *_connection: None  # type: ignore[method-assign]  # a killed client is no error
     state.address = f"http://127.0.0.1:{made.server_address[1]}/v1"
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -371,6 +372,9 @@ def test_faults_of_addresses_are_one_sentence(
             error = capfd.readouterr().err.strip().splitlines()[-1]
             reason = f"captune: The endpoint http://127.0.0.1:{port}/v1 cannot be reached: Connection refused; "
             assert error == f"{reason}start the server, or correct the address."
+            assert not (tmp_path / "out").exists()
+    assert command(server.address) == 2
+    assert f"{server.address} is a model without a run; give the images" in capfd.readouterr().err
     server.answer = lambda _request, _number: failed(404, "no such model")
     assert command(f"{server.address}#other", "--data", manifest, "--out", tmp_path / "out") == 2
     assert "has no model other: no such model (status 404); it serves tiny." in capfd.readouterr().err
