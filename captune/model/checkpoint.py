@@ -25,7 +25,7 @@ from torch import Tensor
 
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
-from captune.hub import recorded_name
+from captune.hub import TOY, recorded_name
 from captune.model.lora import attach_lora
 from captune.model.minigpt4 import MiniGPT4
 from captune.model.prompt import ChatTemplate
@@ -144,6 +144,10 @@ def read_trained(folder: Path) -> dict[str, Tensor]:
 def copy_checkpoint(checkpoint: Path, folder: Path, base_id: str | None = None) -> CheckpointRecord:
     """Copy trained tensors, record and peft's settings into an existing folder, after comparing them with their hash.
 
+    The copy names no folder of the training: of the checkpoints that the run started from it has the names, and of a
+    model that comes with captune the name. Only the folder of another base model is kept, without which the copy could
+    not be loaded here.
+
     Args:
         checkpoint: its folder.
         folder: of the copy.
@@ -156,18 +160,28 @@ def copy_checkpoint(checkpoint: Path, folder: Path, base_id: str | None = None) 
         WeightsError: the checkpoint is broken.
     """
     record, state, file = read_record(checkpoint), read_trained(checkpoint), tensor_file(checkpoint)
+    copied = replace(record, ancestors=tuple(map(_without_folders, record.ancestors)))
+    if base_id is not None:
+        copied = replace(copied, model=base_id, relative_model=None)
+    if copied == record:
+        for path in (file, checkpoint / RECORD):
+            shutil.copyfile(path, folder / path.name)
+    else:
+        save_trained(folder, state, copied, file.name)
     adapter_settings = checkpoint / "adapter_config.json"
-    if base_id is None:
-        for path in (file, checkpoint / RECORD, adapter_settings):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-        return record
-    record = replace(record, model=base_id, relative_model=None)
-    save_trained(folder, state, record, file.name)
     if adapter_settings.is_file():
-        settings = load_json(adapter_settings.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_id}
+        settings = load_json(adapter_settings.read_text(encoding="utf-8"))
+        if base_id is not None or record.model in TOY:
+            settings["base_model_name_or_path"] = copied.model
         (folder / adapter_settings.name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return record
+    return copied
+
+
+def _without_folders(ancestor: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of `CheckpointRecord.ancestors` with the run and the epoch only of its folder."""
+    described = {name: value for name, value in ancestor.items() if name != "manifest"}
+    name = str(ancestor["checkpoint"])
+    return {**described, "checkpoint": "/".join(Path(name).parts[-3:]) if Path(name).is_absolute() else name}
 
 
 def load_tuned(
@@ -349,7 +363,9 @@ _TUNED = "captune"
 
 def mark_tuned(config: Any, record: CheckpointRecord) -> None:
     """Store the instruction of a checkpoint in the configuration of the merged model."""
-    setattr(config, _TUNED, {"instruction": record.instruction, "base_model": record.model, "captune": record.captune})
+    # A shared model names no folder of this machine.
+    base = Path(record.model).name if Path(record.model).is_absolute() else record.model
+    setattr(config, _TUNED, {"instruction": record.instruction, "base_model": base, "captune": record.captune})
 
 
 def tuned_instruction(config: Any) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from vlm_run import data_of, settings
 from captune.captioner import Captioner
 from captune.cli import app, call, run
 from captune.errors import WeightsError
+from captune.model import read_trained, save_trained
+from captune.run_checkpoints import checkpoint_folders, read_record
 from captune.training import train
+from captune.vlm import export_merged, export_tuned
 
 
 def captune(*arguments: object) -> int:
@@ -172,6 +177,38 @@ def test_the_hub_receives_no_folder_of_this_machine(
     assert ModelCard(files["README.md"]).data.base_model == "llava-hf/tiny"
     assert captune("push", run_folder, "--to", "me/merged", "--merge", "--dry-run") == 0
     assert "me/merged" not in uploads
+
+
+def test_shared_files_name_no_folder_of_the_training(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the included model, those of earlier runs, and the base model of merged weights."""
+    toy = Path(shutil.copytree(project / "runs/a", tmp_path / "toy", symlinks=True))
+    for folder in checkpoint_folders(toy):
+        record = read_record(folder)
+        ancestor = {"checkpoint": str(project / "runs/first/checkpoints/epoch-000"), "trained": "0", "epoch": 0}
+        ancestor |= {"manifest": str(project / "data/manifest.jsonl"), "split": "train", "train_images": None}
+        changed = replace(record, model="toy-vlm", relative_model=None, ancestors=(ancestor,))
+        save_trained(folder, read_trained(folder), changed, "adapter_model.safetensors")
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = str(files("captune") / "toy" / "pretrained_vlm")
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("captune.vlm.export.copy_processor", lambda *_: None)  # another model than the toy's
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    export_tuned(checkpoint_folders(toy)[-1], shared)
+    assert json.loads((shared / "adapter_config.json").read_text())["base_model_name_or_path"] == "toy-vlm"
+    copied = read_record(shared)
+    assert copied.ancestors[0]["checkpoint"] == "first/checkpoints/epoch-000"
+    assert "manifest" not in copied.ancestors[0]
+    assert read_trained(shared).keys() == read_trained(checkpoint_folders(toy)[-1]).keys()
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    export_merged(checkpoint_folders(project / "runs/a")[-1], merged)
+    for folder in (shared, merged):
+        for path in folder.iterdir():
+            text = path.read_bytes().decode("utf-8", "replace")
+            assert not [name for name in (str(project), str(tmp_path), "pretrained_vlm") if name in text], path
 
 
 @pytest.mark.parametrize(
