@@ -264,8 +264,8 @@ def caches(
     """Show the caches of the runs below a folder: content, size, and the runs that use each.
 
     Features are computed by the vision tower, captions by evaluations, fingerprints by the search for leaks. With
-    --empty they are deleted, and computed again when they are needed. Runs outside of the folder are not known; give a
-    folder that contains all runs which share a feature store.
+    --empty they are deleted, and computed again when they are needed. Runs outside of the folder are listed too if they
+    were trained with the same feature store.
 
     Examples:
         captune runs caches runs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from captune.common import lazy_names
 
 if TYPE_CHECKING:
-    from captune.run_folders.caches import Cache, empty_caches, find_caches
+    from captune.run_folders.caches import Cache, empty_caches, find_caches, record_user
     from captune.run_folders.deletion import Deletion, delete_run, plan_deletion
     from captune.run_folders.files import CONFIG, IGNORED, RUN_FILES, UNTOUCHED, first_event, last_event
     from captune.run_folders.listing import RunSummary, best_row, find_runs, require_run, summarize
@@ -41,6 +41,7 @@ __all__ = [
     "last_event",
     "other_configuration",
     "plan_deletion",
+    "record_user",
     "require_run",
     "summarize",
 ]
@@ -48,7 +49,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "caches": ["Cache", "empty_caches", "find_caches"],
+        "caches": ["Cache", "empty_caches", "find_caches", "record_user"],
         "deletion": ["Deletion", "delete_run", "plan_deletion"],
         "files": ["CONFIG", "IGNORED", "RUN_FILES", "UNTOUCHED", "first_event", "last_event"],
         "listing": ["RunSummary", "best_row", "find_runs", "require_run", "summarize"],

@@ -6,6 +6,7 @@ All are found by hashes of their content, so that a cache that was emptied is co
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sqlite3
@@ -19,13 +20,16 @@ from captune.data import folder_in_use, folder_lock
 from captune.data.leaks import default_store
 from captune.errors import ConfigError, InputError
 from captune.parsing import load_json
+from captune.run_checkpoints import is_run
 from captune.run_folders.files import file_size
 
-__all__ = ["Cache", "empty_caches", "find_caches"]
+__all__ = ["Cache", "empty_caches", "find_caches", "record_user"]
 
 Kind = Literal["features", "captions", "fingerprints"]
 LOCK_NAME = "captune runs caches"
 _FEATURES = "features"
+_USERS = ".captune-runs"
+"""File in the folder of a feature store that lists the runs which use it."""
 _STORE = re.compile(r"[0-9a-f]{8,64}")
 _PARTS = {
     "features": re.compile(r"header\.json|shard-[^/]*\.safetensors|contents\.sqlite(-wal|-shm|-journal)?"),
@@ -44,7 +48,8 @@ class Cache:
         folder: of its files.
         content: description of what it holds.
         size: bytes on disk.
-        runs: that use it, of those that were searched; every run uses the fingerprints.
+        runs: that use it: those that were searched, and others that were trained with it; every run uses the
+            fingerprints.
     """
 
     kind: Kind
@@ -72,12 +77,36 @@ def find_caches(runs: Sequence[Path]) -> list[Cache]:
     for run in runs:
         for root in _feature_roots(run):
             users.setdefault(Path(os.path.realpath(root)), []).append(run)
+    for root, names in users.items():
+        known = {os.path.realpath(run) for run in names}
+        names += [run for run in _recorded_users(root) if os.path.realpath(run) not in known and is_run(run)]
     caches = [cache for root, names in users.items() for cache in _feature_caches(root, tuple(names))]
     for run in runs:
         folders = [run / "cache" / "captions", *sorted(run.glob("evaluations/*/cache/captions"))]
         caches += [_measured("captions", folder, _caption_content(folder), (run,)) for folder in folders]
     caches.append(_measured("fingerprints", default_store().parent, "hashes that find equal images", tuple(runs)))
     return [cache for cache in caches if cache.size]
+
+
+def record_user(root: Path, run: Path) -> None:
+    """Add a run to the list of the runs that use a feature store, which `find_caches` reads.
+
+    Args:
+        root: folder of the store. A read-only one keeps no list.
+        run: folder of the run.
+    """
+    if run.absolute() not in _recorded_users(root):
+        with contextlib.suppress(OSError), (root / _USERS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(str(run.absolute())) + "\n")
+
+
+def _recorded_users(root: Path) -> list[Path]:
+    users = []
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in (root / _USERS).read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, TypeError):  # a line that another process is writing
+                users.append(Path(load_json(line)))
+    return users
 
 
 def _measured(kind: Kind, folder: Path, content: str, runs: tuple[Path, ...]) -> Cache:

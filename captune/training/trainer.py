@@ -29,6 +29,7 @@ from captune.events import Listener
 from captune.hub import ResolvedModel
 from captune.report import write_report
 from captune.run_checkpoints import checkpoint_folder
+from captune.run_folders import record_user
 from captune.training.checkpoints import TrainState, restore_state, save_state
 from captune.training.evaluator import Evaluator
 from captune.training.minigpt4 import prepare_minigpt4
@@ -115,6 +116,8 @@ def setup(
         listener({"event": "stage", "what": "Loading the model"})
     prepare = prepare_image_text_model if is_image_text_model(source) else prepare_minigpt4
     parts = prepare(config, source, images, evaluation, dist, listener, folder, start)
+    if dist.is_main:
+        record_user(config.feature_folder, output)
 
     # The training step and its state.
     step = TrainStep(

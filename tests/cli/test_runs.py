@@ -15,7 +15,7 @@ from captune.data import folder_lock
 from captune.errors import InputError
 from captune.report import CheckpointScores, RunScores, write_scores
 from captune.run_checkpoints import score_before_training, select_checkpoint
-from captune.run_folders import delete_run, find_caches, find_runs, summarize
+from captune.run_folders import delete_run, empty_caches, find_caches, find_runs, record_user, summarize
 from tests.programs import Finished, run_program
 
 CAPTIONS = {"1": ("a dog runs", "a brown dog runs"), "2": ("a cat", "a small cat sleeps"), "3": ("a man", "a man sits")}
@@ -259,6 +259,24 @@ def test_caches_are_listed_with_their_runs_and_emptied(tmp_path: Path) -> None:
     remaining = [path.name for path in (tmp_path / "runs/features").rglob("*") if path.is_file()]
     assert [name for name in remaining if not name.startswith(".captune")] == ["mine.txt"]
     assert "All caches are empty" in captune("runs", "caches", tmp_path, **home).err
+
+
+def test_runs_outside_of_the_folder_use_a_shared_store(tmp_path: Path) -> None:
+    one, _ = add_caches(tmp_path)
+    (cache,) = [cache for cache in find_caches([one]) if cache.kind == "features" and "shard" in cache.content]
+    outside, deleted = make_run(tmp_path / "elsewhere" / "c"), tmp_path / "deleted"
+    for user in (outside, deleted, outside, one):
+        record_user(cache.folder.parent, user)
+    with (cache.folder.parent / ".captune-runs").open("a") as stream:
+        stream.write('"/half-writ')
+    (cache,) = [cache for cache in find_caches([one]) if cache.kind == "features" and "shard" in cache.content]
+    assert cache.runs == (one, outside)
+    with (
+        folder_lock(outside, "captune train"),
+        pytest.raises(InputError, match=r"elsewhere/c are in use: captune train"),
+    ):
+        empty_caches([cache])
+    assert cache.files()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")

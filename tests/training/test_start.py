@@ -88,6 +88,11 @@ def test_the_first_row_is_the_start_checkpoint(toy_data: Path, stage1: Path, sta
     assert [event.get("name") for event in entries(stage2, "evaluation")] == ["start", None]
     assert entries(stage2, "run")[0]["start"].endswith("checkpoints/epoch-000")
     assert run_status(second(toy_data, stage2, stage1)) is RunStatus.FINISHED
+    start = find_start(second(toy_data, stage2, stage1), resuming=False)
+    assert start is not None
+    assert start.sentence == (
+        f"Training starts from the checkpoint of epoch0 {start.folder} and not from the pretrained model."
+    )
 
 
 def test_the_record_lists_all_ancestors(toy_data: Path, stage1: Path, stage2: Path, tmp_path: Path) -> None:

@@ -352,6 +352,9 @@ def test_a_run_starts_from_a_checkpoint_of_another_run(
     assert [row.name for row in rows] == ["start", "epoch0"]
     assert rows[0].captions == read_scores(first.output).checkpoints[-1].captions
 
+    users = (second.feature_folder / ".captune-runs").read_text()
+    assert users == json.dumps(str(second.output)) + "\n"
+
     # By hand: the base model with the adapter of the checkpoint, and a new optimizer.
     expected = train_by_hand(second, Path(name))
     tensors = load_file(second.output / "checkpoints" / "epoch-000" / "adapter_model.safetensors")
