@@ -151,6 +151,10 @@ def test_the_release_has_one_version_everywhere(installed: Path, repository: Pat
     metadata = Parser().parsestr(file.read_text(encoding="utf-8"))
     version = metadata["Version"]
     assert version == captune.__version__
+    matrix = re.findall(r"python: \[(.*)\]", (repository / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    tested = {version for versions in matrix for version in re.findall(r"[\d.]+", versions)}
+    classified = [name.rpartition(" ")[2] for name in metadata.get_all("Classifier", [])]
+    assert {name for name in classified if re.fullmatch(r"3\.\d+", name)} == tested
     citation = yaml.safe_load((repository / "CITATION.cff").read_text(encoding="utf-8"))
     changes = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (.*)$", changes, re.MULTILINE)
