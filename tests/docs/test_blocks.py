@@ -45,7 +45,7 @@ from captune.toy import write_flickr30k
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(str(page.relative_to(REPOSITORY)) for page in (REPOSITORY / "docs").rglob("*.md"))]
-MOST_NOT_RUN = 26
+MOST_NOT_RUN = 27
 """Blocks, or commands of a block, that may be left out; lower it when one more is executed."""
 STAND_INS = {
     "MODEL": "toy",
@@ -55,15 +55,20 @@ STAND_INS = {
     "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl",
     "Salesforce/blip2-opt-2.7b": "toy-vlm",
     "Salesforce/blip-image-captioning-base": "toy-vlm",
+    "llava-hf/llava-1.5-7b-hf": "llava",
     "my/model": "qwen3_vl",
 }
 """Models by the name that pages use, and the packaged one or the family of tiny models that takes its place."""
 BEFORE = {
-    "docs/command-line.md": "captune init photos --model toy-vlm",
-    "docs/hardware.md": "captune init photos --model toy-vlm",
-    "docs/review.md": "captune caption toy photos --out captions.jsonl",
+    "docs/command-line.md": ["captune init photos --model toy-vlm"],
+    "docs/compare.md": [
+        "captune prepare table photos.csv --out photos/manifest.jsonl --split train=0.6,test=0.4",
+        "captune export runs/qwen3_vl_2b --merge --out merged/",
+    ],
+    "docs/hardware.md": ["captune init photos --model toy-vlm"],
+    "docs/review.md": ["captune caption toy photos --out captions.jsonl"],
 }
-"""A command that a page takes for granted."""
+"""Commands that a page takes for granted."""
 INSTALLS = r"pip install |make |python3 -m venv |source "
 """Beginnings of commands that install something or call other tests; extras and targets of make are looked up."""
 
@@ -157,6 +162,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("photos", "x", "a", "b"):
         shutil.copytree(folder / "runs/qwen3_vl_2b", folder / "runs" / name, symlinks=True)
     (folder / "my/adapter").symlink_to("../runs/qwen3_vl_2b/checkpoints/epoch-002")
+    (folder / "out").mkdir()
+    (folder / "out/checkpoint-500").symlink_to("../runs/qwen3_vl_2b/checkpoints/epoch-002")
     (folder / "my-peft-adapter").symlink_to("runs/qwen3_vl_2b/checkpoints/epoch-002")
     return folder
 
@@ -262,8 +269,8 @@ def test_the_blocks_of_the_page_run(
     monkeypatch.setattr(captune.apps, "run_server", served)
     listen = captune.apps.listening_socket
     monkeypatch.setattr(captune.apps, "listening_socket", lambda host, port: listen(host, 0))
-    if page in BEFORE:
-        captune_command(BEFORE[page])
+    for command in BEFORE.get(page, []):
+        captune_command(command)
     names: dict[str, Any] = {}
     for block in BLOCKS[page]:
         if block.reason:
