@@ -50,7 +50,7 @@ def evaluate(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]... [KEY=VALUE]...",
+            metavar="MODEL|KEY=VALUE",
             help="More models, a row each; settings that override the file, as section.key=value.",
         ),
     ] = None,

@@ -51,10 +51,13 @@ def print_report(run: RunScores, analysis: Analysis, *, intervals: bool = False)
 
 
 def print_examples(run: RunScores, *, intervals: bool = False) -> None:
-    """Print table, sparklines and the captions that improved and regressed most."""
+    """Print table, sparklines of a training, and the captions that improved and regressed most."""
+    from captune.report import split_training_rows
+
     _print_table(run, intervals=intervals)
-    _print_heading("Scores over training")
-    _print_lines(f"  {line}" for line in sparklines(run))
+    if split_training_rows(run).is_training:
+        _print_heading("Scores over training")
+        _print_lines(f"  {line}" for line in sparklines(run))
     for heading, lines in examples(run):
         _print_heading(heading)
         _print_lines(f"  {line}" for line in lines)
@@ -252,7 +255,9 @@ def sparklines(run: RunScores) -> list[str]:
 
 
 def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
-    """The images whose caption improved and regressed most from the first row to the last.
+    """The images whose caption improved and regressed most from the first row of a training to the last.
+
+    Without a training, the first two rows are compared.
 
     Args:
         run: rows with captions and scores per image.
@@ -264,7 +269,8 @@ def examples(run: RunScores, count: int = 5) -> list[tuple[str, list[str]]]:
     """
     from captune.report import order_metrics, split_training_rows
 
-    rows = split_training_rows(run).run.checkpoints
+    course = split_training_rows(run)
+    rows = course.run.checkpoints if course.is_training else run.checkpoints[:2]  # as on the page
     first, last = rows[0], rows[-1]
     metrics = order_metrics(name for scores in last.per_image.values() for name in scores)
     metric = "CIDEr" if "CIDEr" in metrics else next(iter(metrics), "")

@@ -223,6 +223,10 @@ def test_rows_are_tested_against_each_other_and_shown_alike(
     assert 'data-t="cider_chart"' not in page, "the rows are no training"
     assert "read from a file" in page
     assert json.loads((out / "captions" / "photos-my best.json").read_text())[0]["image_id"] == "card-2"
+    assert run(lambda: call(app, ["report", str(out), "--terminal"])) == 0
+    printed = capfd.readouterr().out
+    assert "over training" not in printed
+    assert "Most improved (CIDEr, bad to my best)" in printed
     # The same command again changes nothing, and one without a row is refused.
     before = (out / "scores.json").read_bytes()
     assert command(*arguments) == 0
