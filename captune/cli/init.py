@@ -230,6 +230,8 @@ def _settings(choice: ModelChoice, written: WrittenData, name: str, data_name: s
         settings["train"] |= _TOY_RATES
     if "evaluate" in choice.settings:
         settings["evaluate"] = dict(choice.settings["evaluate"])
+    if written.tokenizer is not None:
+        settings["evaluate"] = {**settings.get("evaluate", {}), "tokenizer": written.tokenizer}
     return settings
 
 

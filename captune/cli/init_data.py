@@ -22,6 +22,7 @@ __all__ = ["UserData", "WrittenData", "find_data", "parse_required_shares", "wri
 
 _SMALL = 200  # images; below, a fifth is kept for evaluation instead of a tenth
 _ROTATIONS = 500  # images whose EXIF data are read
+_TEXTS = 10_000  # captions that decide the tokenizer
 _EVALUATED = ("test", "val")  # splits to evaluate on, the preferred one first
 _KINDS = {
     "folder": "text files next to the images",
@@ -62,6 +63,7 @@ class WrittenData:
         train_split: to train on.
         evaluate_split: to evaluate on.
         left_out: captions and unread rows that are not in it.
+        tokenizer: for scores of captions in other than Latin letters.
     """
 
     manifest: Path
@@ -70,6 +72,7 @@ class WrittenData:
     train_split: str
     evaluate_split: str
     left_out: int
+    tokenizer: str | None = None
 
 
 def find_data(
@@ -131,6 +134,7 @@ def write_data(data: UserData, out: Path, shares: Shares | None, *, seed: int, o
         DataError: no image can be used, or the splits do not suffice for a run.
     """
     from captune.data import Issue, scan_manifest
+    from captune.metrics import tokenizer_for
 
     source = data.source
     left_out = 0
@@ -148,10 +152,12 @@ def write_data(data: UserData, out: Path, shares: Shares | None, *, seed: int, o
     else:
         left_out = _import(data, out, shares, seed, overwrite)
     images, captions = Counter[str](), Counter[str]()
+    texts: list[str] = []
     for _, row in scan_manifest(out):
         if not isinstance(row, Issue):
             images[row.split] += 1
             captions[row.split] += len(row.captions)
+            texts += row.captions if len(texts) < _TEXTS else ()
     roles = _roles(images)
     if roles is None:
         from captune.errors import DataError
@@ -161,7 +167,7 @@ def write_data(data: UserData, out: Path, shares: Shares | None, *, seed: int, o
             f"the data have the splits {listed}, and a run needs one to train on and one to evaluate on; divide the "
             "images with --split train=0.9,test=0.1."
         )
-    return WrittenData(out, images, captions, *roles, left_out)
+    return WrittenData(out, images, captions, *roles, left_out, tokenizer_for(texts))
 
 
 def parse_required_shares(text: str, seed: int) -> Shares:

@@ -227,6 +227,10 @@ class EvaluateConfig(_Section):
     protocol in YAML."""
     metrics: tuple[str, ...] | None = Field(None, min_length=1)
     """Metrics to compute, such as [bleu, cider, meteor, clipscore]; null is those of the protocol."""
+    tokenizer: (
+        Literal["ptb", "13a", "intl", "char", "zh-char", "zh-jieba", "ja-mecab", "ko-mecab", "th-newmm", "none"] | None
+    ) = None
+    """Tokenizer of the metrics, as zh-char for Chinese captions; null is ptb, which is made for English."""
     allow_leaks: bool = False
     """Results on images that were trained on are marked LEAK; true keeps the mark and silences the
     warning."""

@@ -127,7 +127,7 @@ def _decisive(config: RunConfig) -> dict[str, Any]:
     for section, names in _WITHOUT_EFFECT.items():
         for name in names:
             settings[section].pop(name, None)
-    for section, name in (("data", "name"), ("evaluate", "metrics")):
+    for section, name in (("data", "name"), ("evaluate", "metrics"), ("evaluate", "tokenizer")):
         if settings[section][name] is None:  # as in the records of versions without this key
             del settings[section][name]
     for section, name in (("data", "train"), ("data", "evaluate"), ("model", "path")):

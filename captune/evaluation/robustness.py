@@ -183,6 +183,7 @@ class _Context:
             {image: images.references[image] for image in ids},
             ScoringOptions(
                 **images.rules.scoring_options(),
+                tokenize=self.evaluation.config.evaluate.tokenizer or "ptb",
                 data=_signature_field(name if kind != "corruption" else f"{images.name}+{name.replace(' ', '')}"),
                 split=_signature_field(images.split),
                 decoding=str(self.evaluation.options),

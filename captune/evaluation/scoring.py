@@ -36,6 +36,7 @@ from captune.metrics import (
     paired_bootstrap,
     paragraph_warning,
     prompt_hash,
+    tokenizer_for,
 )
 from captune.report import CheckpointScores, RunScores, read_scores, write_scores, write_thumbnails
 
@@ -167,6 +168,7 @@ class Evaluation:
             images.references,
             ScoringOptions(
                 **images.rules.scoring_options(),
+                tokenize=config.evaluate.tokenizer or "ptb",
                 data=images.name,
                 split=images.split,
                 prompt=config.model.instruction,
@@ -180,6 +182,14 @@ class Evaluation:
         )
         if sentence := paragraph_warning(images.references, images.rules.metrics):
             logger.warning("%s: %s", images.name, sentence)
+        captions = [caption for group in images.references.values() for caption in group]
+        if config.evaluate.tokenizer is None and (tokenizer := tokenizer_for(captions)) is not None:
+            logger.warning(
+                "%s: the captions are not in Latin letters, and their scores use a tokenizer for English; set "
+                "evaluate.tokenizer=%s, or =ptb to keep it.",
+                images.name,
+                tokenizer,
+            )
 
     @property
     def options(self) -> DecodingOptions:

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         resampled_scores,
         significance_mark,
     )
-    from captune.metrics.tokenizers import language_warning, tokenizer
+    from captune.metrics.tokenizers import language_warning, tokenizer, tokenizer_for
 
 __all__ = [
     "BUILT_IN",
@@ -126,6 +126,7 @@ __all__ = [
     "similar_ids_hint",
     "thinking_warnings",
     "tokenizer",
+    "tokenizer_for",
     "truncate_caption",
 ]
 
@@ -173,6 +174,6 @@ __getattr__ = lazy_names(
             "resampled_scores",
             "significance_mark",
         ],
-        "tokenizers": ["language_warning", "tokenizer"],
+        "tokenizers": ["language_warning", "tokenizer", "tokenizer_for"],
     },
 )

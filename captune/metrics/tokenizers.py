@@ -23,6 +23,7 @@ __all__ = [
     "tokenize_zh_char",
     "tokenize_zh_jieba",
     "tokenizer",
+    "tokenizer_for",
 ]
 
 TOKENIZERS = ("ptb", "13a", "intl", "char", "zh-char", "zh-jieba", "ja-mecab", "ko-mecab", "th-newmm", "none")
@@ -246,6 +247,26 @@ Spanish     con de del dos el en hay la las los por que su sobre un una y
 Turkish     adam bir bu doğru iki ile kadın ve üzerinde yanında içinde var
 """
 _WORDS_OF = {line.split()[0]: frozenset(line.split()[1:]) for line in _SMALL_WORDS.strip().splitlines()}
+
+
+def tokenizer_for(captions: Sequence[str]) -> str | None:
+    """The tokenizer for captions that are not written in Latin letters; it needs no further package.
+
+    Args:
+        captions: references or predictions; about 500 of them are examined.
+
+    Returns:
+        "zh-char" for Chinese, "char" for Japanese and Thai, "13a" for other scripts; None for Latin letters.
+    """
+    text = "\n".join(caption[:1000] for caption in captions[:: max(1, len(captions) // SAMPLE)])
+    letters = [] if text.isascii() else _LETTERS.findall(text)
+    foreign = sum(1 for letter in letters if not _LATIN.match(letter))
+    if not letters or foreign / len(letters) <= FOREIGN_LETTERS:
+        return None
+    for name in ("ja-mecab", "th-newmm"):
+        if len(_SCRIPTS[name].findall(text)) > foreign / 8:
+            return "char"
+    return "zh-char" if sum(1 for letter in letters if _CHINESE.match(letter)) > foreign / 2 else "13a"
 
 
 def language_warning(captions: Sequence[str]) -> str | None:

@@ -81,6 +81,7 @@ def test_a_folder_with_a_table(photos: Path, tmp_path: Path) -> None:
     config = load_config(tmp_path / "photos.yaml")
     assert (config.model.path, str(config.data.train), str(config.output)) == ("toy-vlm", "photos.jsonl", "runs/photos")
     assert config.data.name == "photos"
+    assert config.evaluate.tokenizer is None
     # An epoch of ten captions has several steps, and the warm-up ends.
     assert (config.train.batch_size, config.train.warmup_steps) == (4, 1)
     assert len(yaml.safe_dump(yaml.safe_load((tmp_path / "photos.yaml").read_text())).splitlines()) <= 15
@@ -383,6 +384,7 @@ def test_a_guessed_encoding_needs_a_yes(photos: Path, tmp_path: Path, header: st
     assert named.code == 0
     manifest = (tmp_path / "zh.jsonl").read_text(encoding="utf-8")
     assert manifest.count("灰色墙上的红色圆圈") == 6
+    assert load_config(tmp_path / "zh.yaml").evaluate.tokenizer == "zh-char"
     assert init(tmp_path, "photos/t.csv", "--out", "zh.yaml", "--yes").code == 0
     assert (tmp_path / "zh.jsonl").read_text(encoding="utf-8") == manifest
 

@@ -308,3 +308,23 @@ def test_without_the_training_images_a_leak_is_unknown(
     config = parse_config({}, [f"data.train={tmp_path / 'gone.jsonl'}", f"data.evaluate={manifest}"])
     assert evaluation_set(config).leak is None
     assert "so it is unknown whether images of" in caplog.text
+
+
+def test_chinese_captions_are_scored_with_their_tokenizer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    captions = {"a": "一只棕色的狗在草地上奔跑", "b": "两个孩子在沙滩上玩耍"}
+    for name in captions:
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    write_manifest(
+        tmp_path / "m.jsonl", [Sample(name, f"{name}.png", (text,), "test") for name, text in captions.items()]
+    )
+    data = [f"data.train={tmp_path / 'm.jsonl'}", "evaluate.train_slice=0"]
+    predictions = {"a": "一只狗在草地上", "b": "孩子在沙滩上"}
+    rows = []
+    for settings in (data, [*data, "evaluate.tokenizer=zh-char"]):
+        config = parse_config({}, settings)
+        rows.append(Evaluation(config, evaluation_set(config, guard=False))._append(None, predictions, None, {}, {}))
+    assert "set evaluate.tokenizer=zh-char, or =ptb to keep it" in caplog.text
+    assert caplog.text.count("evaluate.tokenizer") == 1
+    assert "|tok:ptb3.4.1|" in rows[0].signature
+    assert "|tok:zh-char|" in rows[1].signature
+    assert rows[0].corpus["BLEU-1"] < 1e-6 < 0.3 < rows[1].corpus["BLEU-1"]

@@ -21,6 +21,7 @@ from captune.metrics.tokenizers import (
     tokenize_13a,
     tokenize_zh_char,
     tokenize_zh_jieba,
+    tokenizer_for,
 )
 
 GOLDENS = json.loads((Path(__file__).parent / "data" / "sacrebleu_tokens.json").read_text(encoding="utf-8"))
@@ -177,3 +178,21 @@ def test_the_warning_names_the_tokenizer_of_the_script(caption: str, advice: str
     warning = language_warning([caption])
     assert warning is not None
     assert f"--tokenize {advice}" in warning
+
+
+@pytest.mark.parametrize(
+    ("caption", "name"),
+    [
+        ("一只棕色的狗在草地上奔跑", "zh-char"),
+        ("茶色の犬が草原を走っている", "char"),
+        ("สุนัขสีน้ำตาลวิ่งบนสนามหญ้า", "char"),
+        ("갈색 개가 잔디밭을 달리고 있다", "13a"),
+        ("Коричневая собака бежит по траве", "13a"),
+        ("Ein brauner Hund läuft über die Wiese", None),
+        ("A brown dog (棕) runs across the meadow", None),
+        ("123", None),
+    ],
+)
+def test_tokenizers_for_captions_in_other_letters(caption: str, name: str | None) -> None:
+    assert tokenizer_for([caption] * 3) == name
+    assert tokenizer_for([]) is None
