@@ -87,14 +87,16 @@ class BackgroundReport:
 
     def _run(self) -> str:
         """Why a process failed; empty if it did not."""
-        package = str(Path(__file__).parents[2])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        package, paths = Path(__file__).parents[2], list(filter(None, [os.environ.get("PYTHONPATH")]))
+        if package.name not in ("site-packages", "dist-packages"):
+            # A working copy. Installed packages are found anyway, and would hide modules of the standard library here.
+            paths.insert(0, str(package))
         try:
             # -P: the working directory may have files called like modules.
             done = subprocess.run(
                 [sys.executable, "-P", "-m", __name__],
                 input=json.dumps(self._order),
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                env=os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if paths else {}),
                 capture_output=True,
                 encoding="utf-8",
                 errors="replace",
