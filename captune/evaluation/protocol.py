@@ -25,7 +25,14 @@ from captune.data import Sample, has_rotation, manifest_hash, read_manifest, res
 from captune.data.leaks import ImageFile, find_leaks
 from captune.errors import ConfigError, DataError, MetricInputError
 from captune.events import Listener
-from captune.metrics import DEFAULT_METRICS, ObjectVocabulary, check_metrics, truncate_caption
+from captune.metrics import (
+    DEFAULT_BERT,
+    DEFAULT_CLIP,
+    DEFAULT_METRICS,
+    ObjectVocabulary,
+    check_metrics,
+    truncate_caption,
+)
 from captune.parsing import load_yaml, validate
 
 __all__ = [
@@ -96,6 +103,29 @@ class ObjectRules(_Section):
         return self.model_copy(update={name: folder / file for name, file in files.items() if file is not None})
 
 
+class MetricModels(_Section):
+    """Models of metrics, each a Hugging Face id or a folder, also relative to the protocol's file."""
+
+    clip: str = Field(DEFAULT_CLIP, min_length=1)
+    """CLIP of CLIPScore."""
+    pac: str | None = Field(None, min_length=1)
+    """CLIP with the weights of PAC-S."""
+    bertscore: str = Field(DEFAULT_BERT, min_length=1)
+    """Text encoder of BERTScore."""
+    bertscore_layer: int | None = Field(None, ge=0)
+    """Layer of BERTScore; null is that of the published table."""
+    bertscore_idf: bool = False
+    """Weight tokens by their rarity in the references."""
+    bertscore_rescale: str | None = Field(None, min_length=1)
+    """Language of the published baseline of BERTScore."""
+
+    def below(self, folder: Path) -> MetricModels:
+        """The models with the folders that exist relative to a folder."""
+        models = {"clip": self.clip, "pac": self.pac, "bertscore": self.bertscore}
+        local = {name: str(folder / model) for name, model in models.items() if model and (folder / model).is_dir()}
+        return self.model_copy(update=local)
+
+
 class Protocol(_Section):
     """What is evaluated and how; karpathy.yaml explains every field."""
 
@@ -121,6 +151,8 @@ class Protocol(_Section):
     """Metrics of captune or of installed packages."""
     chair: ObjectRules | None = None
     """Vocabulary and truth of the metric chair; null is COCO's 80 classes and the references."""
+    models: MetricModels | None = None
+    """Models of CLIPScore, PAC-S and BERTScore; null are the published ones."""
     leak: str | None = Field(None, min_length=1)
     """Why every row is marked LEAK; null leaves the decision to the leak guard."""
 
@@ -144,14 +176,14 @@ class Protocol(_Section):
         """The name, with eight digits of a hash of all fields unless the protocol is included in captune."""
         if self.name in shipped_protocols() and self == load_protocol(self.name):
             return self.name
-        # Files differ by folder; the metric's own field of the signature has hashes of their content.
-        fields = self.model_dump_json(exclude={"chair"})
+        # Files differ by folder, and the metrics' own fields of the signature identify their content.
+        fields = self.model_dump_json(exclude={"chair", "models"})
         return f"{self.name}@{hashlib.sha256(fields.encode()).hexdigest()[:8]}"
 
     def scoring_options(self) -> dict[str, Any]:
         """The fields of `ScoringOptions` that the protocol sets."""
-        rules = {} if self.chair is None else self.chair.model_dump()
-        return {"metrics": self.metrics, **rules}
+        sections = (section.model_dump() for section in (self.chair, self.models) if section is not None)
+        return {"metrics": self.metrics} | {name: value for fields in sections for name, value in fields.items()}
 
     def applied(self, config: RunConfig) -> RunConfig:
         """A run's configuration with the instruction and the decoding of this protocol."""
@@ -196,6 +228,8 @@ def load_protocol(name: str) -> Protocol:
     if not isinstance(content, dict):
         raise ConfigError(f"the protocol '{path}' holds no fields; expected 'name:', 'images:', 'references:' ...")
     protocol = validate(content, Protocol, f"the protocol '{path}'", ConfigError)
+    if protocol.models is not None:
+        protocol = protocol.model_copy(update={"models": protocol.models.below(path.parent)})
     if protocol.chair is None:
         return protocol
     rules = protocol.chair.below(path.parent)

@@ -19,6 +19,7 @@ from captune.evaluation import (
     split_references,
     training_images,
 )
+from captune.metrics import ScoringOptions
 from captune.report import RunScores, notes
 
 
@@ -214,6 +215,24 @@ def test_rules_of_chair_without_the_metric(tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text("name: a\nchair: {truncate: words=3}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="add chair to metrics"):
         load_protocol(str(tmp_path / "p.yaml"))
+
+
+def test_a_protocol_sets_the_models_of_metrics(manifest: Path, tmp_path: Path) -> None:
+    """Folders relative to the protocol, and hub ids; the signature of the protocol has neither."""
+    (tmp_path / "rules" / "bert").mkdir(parents=True)
+    text = "name: models\nmetrics: [rouge-l]\n"
+    path = tmp_path / "rules" / "own.yaml"
+    path.write_text(f"{text}models: {{bertscore: bert, bertscore_layer: 3, clip: openai/clip-vit-large-patch14}}\n")
+    protocol = load_protocol(str(path))
+    options = ScoringOptions(**protocol.scoring_options())
+    assert options.bertscore == str(tmp_path / "rules" / "bert")
+    assert (options.bertscore_layer, options.clip) == (3, "openai/clip-vit-large-patch14")
+    assert (options.pac, options.bertscore_idf, options.bertscore_rescale) == (None, False, None)
+    path.with_name("other.yaml").write_text(text)
+    assert load_protocol(str(path.with_name("other.yaml"))).signature == protocol.signature
+    path.write_text(f"{text}models: {{bert: a}}\n")
+    with pytest.raises(ConfigError, match="did you mean 'bertscore'"):
+        load_protocol(str(path))
 
 
 def test_signatures_of_protocols_of_earlier_releases(tmp_path: Path) -> None:
