@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -46,12 +47,21 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Make links to files of the repository outside of docs/ absolute, and weight the page in the search."""
+    """Name linked pages by their titles, make links out of docs/ absolute, and weight the page in the search."""
     folder, _, name = page.file.src_uri.rpartition("/")
     page.meta["search"] = {"boost": _BOOSTS.get(folder or name, 1)}
     depth = page.file.src_uri.count("/") + 1
+    markdown = re.sub(
+        r"\[(\w[\w-]*\.md)\]\((\1(?:#[^)]*)?)\)", lambda match: f"[{_title(config, match)}]({match[2]})", markdown
+    )
     outside = rf"\]\((?:\.\./){{{depth}}}(?!\.\.)([^)]+)\)"
     return re.sub(outside, rf"]({config.extra['repository']}/blob/main/\1)", markdown)
+
+
+def _title(config: Any, match: re.Match[str]) -> str:
+    """The heading of a linked page: a reader of the site knows pages by their titles and not by their files."""
+    first, _, _ = (Path(config["docs_dir"]) / match[1]).read_text(encoding="utf-8").partition("\n")
+    return first.removeprefix("# ")
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

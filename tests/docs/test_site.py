@@ -55,6 +55,11 @@ def test_the_search_finds_the_terms_of_the_field(site: Path) -> None:
     assert "--tokenize" in text
 
 
+def test_links_are_named_by_titles_and_not_by_files(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert not re.findall(r">([\w-]+\.md)</a>", page.read_text(encoding="utf-8")), page
+
+
 def test_the_chinese_page_has_its_language(site: Path) -> None:
     page = (site / "zh" / "index.html").read_text(encoding="utf-8")
     assert page.count('<html lang="zh"') == 1
