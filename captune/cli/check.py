@@ -197,7 +197,8 @@ def _write_fixed(
         print(json.dumps(answer, ensure_ascii=False))
     else:
         lines = [f"{manifest} -> {out}", f"  images    {splits.total():>10,}   {counts}"]
-        lines.append(f"  left out  {len(left_out):>10,}   rows, each of them in {problems}")
+        where = f", each of them in {problems}" if left_out else ""
+        lines.append(f"  left out  {len(left_out):>10,}   rows{where}")
         if summary.problems:
             lines += [f"  problems  {len(summary.problems):>10,}   {summary.problems.in_words()}"]
             lines.append(summary.problems.listing())
