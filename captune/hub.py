@@ -20,7 +20,7 @@ from captune.common import did_you_mean
 from captune.config import ModelConfig
 from captune.errors import ConfigError, WeightsError
 from captune.parsing import load_json
-from captune.run_checkpoints import ADAPTER, RECORD, TRAINED, selected_checkpoint
+from captune.run_checkpoints import ADAPTER, RECORD, TRAINED, CheckpointRecord, selected_checkpoint, tensor_file
 from captune.weights import base_model_of, has_image_processor, holds_adapter, refuse_pointers
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ModelKind",
     "ResolvedModel",
     "check_base",
+    "checkpoint_base",
     "detect_offline",
     "is_hub_id",
     "is_on_hub",
@@ -166,6 +167,32 @@ def locate_base(name: str, checkpoint: Path, relative: str | None = None) -> str
         if moved is not None:
             return locate_model(str(Path(os.path.abspath(moved))))
     return locate_model(name)
+
+
+def checkpoint_base(checkpoint: str | Path, record: CheckpointRecord, base: str = "") -> tuple[ResolvedModel, str]:
+    """The transformers model that a checkpoint was trained on, with its pixel limits, and its name in messages.
+
+    Args:
+        checkpoint: its folder.
+        record: of the checkpoint.
+        base: folder or hub id of the base model; empty is the recorded one.
+
+    Raises:
+        WeightsError: it does not exist.
+    """
+    checkpoint = Path(checkpoint)
+    name = base or record.model
+    if not base and tensor_file(checkpoint).name == ADAPTER:
+        # A folder that was set for other programs since.
+        edited, _ = base_model_of(checkpoint)
+        base = edited if Path(edited).is_dir() else ""
+    try:
+        resolved = resolve_model(base or locate_base(record.model, checkpoint, record.relative_model))
+        require_available(resolved.path)
+    except WeightsError as error:
+        raise missing_base(f"The checkpoint {checkpoint}", name, record.frozen, error) from error
+    resolved = replace(resolved, name=name, max_pixels=record.max_pixels, min_pixels=record.min_pixels)
+    return resolved, f"{name} (base model of the checkpoint {checkpoint})"
 
 
 def missing_base(what: str, name: str, weights: str, error: Exception) -> WeightsError:

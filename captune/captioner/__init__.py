@@ -9,7 +9,7 @@ from captune.common import lazy_names
 if TYPE_CHECKING:
     from captune.captioner.captioner import CaptionBackend, Captioner
     from captune.captioner.display import CaptionedImages
-    from captune.captioner.loading import checkpoint_base, image_text_config, probe_scores, require_effect
+    from captune.captioner.loading import image_text_config, probe_scores, require_effect
     from captune.captioner.minigpt4 import MiniGPT4Backend
     from captune.captioner.model_inputs import ModelInputs, probe_images
     from captune.captioner.processor import (
@@ -28,7 +28,6 @@ __all__ = [
     "MiniGPT4Backend",
     "ModelInputs",
     "TransformersBackend",
-    "checkpoint_base",
     "complete_settings",
     "copy_processor",
     "end_token_ids",
@@ -46,7 +45,7 @@ __getattr__ = lazy_names(
     {
         "captioner": ["CaptionBackend", "Captioner"],
         "display": ["CaptionedImages"],
-        "loading": ["checkpoint_base", "image_text_config", "probe_scores", "require_effect"],
+        "loading": ["image_text_config", "probe_scores", "require_effect"],
         "minigpt4": ["MiniGPT4Backend"],
         "model_inputs": ["ModelInputs", "probe_images"],
         "processor": ["complete_settings", "copy_processor", "load_processor", "processor_folder", "set_pixel_limits"],

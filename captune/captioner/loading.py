@@ -22,7 +22,7 @@ from captune.decoding import DecodingOptions
 from captune.errors import ConfigError, WeightsError
 from captune.hub import (
     ResolvedModel,
-    locate_base,
+    checkpoint_base,
     locate_model,
     missing_base,
     processor_base,
@@ -39,7 +39,7 @@ from captune.model import (
     parse_device,
     tuned_instruction,
 )
-from captune.run_checkpoints import ADAPTER, RECORD, CheckpointRecord, read_record, tensor_file, trained_hash
+from captune.run_checkpoints import RECORD, CheckpointRecord, read_record, trained_hash
 from captune.transformers_compat import has_auto_class
 from captune.weights import (
     adapter_settings_hash,
@@ -56,7 +56,7 @@ from captune.weights import (
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["checkpoint_base", "image_text_config", "load_backend", "probe_scores", "require_effect"]
+__all__ = ["image_text_config", "load_backend", "probe_scores", "require_effect"]
 
 
 def load_backend(
@@ -214,32 +214,6 @@ def _processor_of(source: ResolvedModel, config: Any, name: str) -> Any:
         raise missing_base(f"{name}, which holds no processor,", base, "", error) from error
     logger.warning("%s holds no processor; that of the model %s is used.", name, base)
     return load_processor(located, config, base)
-
-
-def checkpoint_base(checkpoint: str | Path, record: CheckpointRecord, base: str = "") -> tuple[ResolvedModel, str]:
-    """The transformers model that a checkpoint was trained on, with its pixel limits, and its name in messages.
-
-    Args:
-        checkpoint: its folder.
-        record: of the checkpoint.
-        base: folder or hub id of the base model; empty is the recorded one.
-
-    Raises:
-        WeightsError: it does not exist.
-    """
-    checkpoint = Path(checkpoint)
-    name = base or record.model
-    if not base and tensor_file(checkpoint).name == ADAPTER:
-        # A folder that was set for other programs since.
-        edited, _ = base_model_of(checkpoint)
-        base = edited if Path(edited).is_dir() else ""
-    try:
-        resolved = resolve_model(base or locate_base(record.model, checkpoint, record.relative_model))
-        require_available(resolved.path)
-    except WeightsError as error:
-        raise missing_base(f"The checkpoint {checkpoint}", name, record.frozen, error) from error
-    resolved = replace(resolved, name=name, max_pixels=record.max_pixels, min_pixels=record.min_pixels)
-    return resolved, f"{name} (base model of the checkpoint {checkpoint})"
 
 
 def _resolve_base(adapter: Path, base_model: str = "") -> tuple[ResolvedModel, str]:

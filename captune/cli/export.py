@@ -12,7 +12,7 @@ from captune.cli.convert import NumberFormat, export_official
 from captune.cli.next_command import show_next
 from captune.cli.output import print_message, print_summary
 from captune.cli.shared_options import AsJson, Base
-from captune.errors import InputError, WeightsError
+from captune.errors import InputError
 from captune.run_checkpoints import CheckpointRecord, read_record, run_of, select_checkpoint
 
 if TYPE_CHECKING:
@@ -127,14 +127,10 @@ def _require_base(checkpoint: Path, record: CheckpointRecord, base: str) -> None
     Raises:
         WeightsError: names the base model.
     """
-    from captune.hub import locate_base, locate_model, missing_base, require_available
+    from captune.hub import checkpoint_base
 
-    if record.parts is not None and not base:
-        return
-    try:
-        require_available(locate_model(base or locate_base(record.model, checkpoint, record.relative_model)))
-    except WeightsError as error:
-        raise missing_base(f"The checkpoint {checkpoint}", base or record.model, record.frozen, error) from error
+    if record.parts is None or base:
+        checkpoint_base(checkpoint, record, base)
 
 
 def checkpoint_to_export(source: Path, epoch: int | None) -> Path:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from captune.captioner import checkpoint_base, copy_processor, image_text_config
+from captune.captioner import copy_processor, image_text_config
+from captune.hub import checkpoint_base
 from captune.model import CardDetails, copy_checkpoint, mark_tuned
 from captune.run_checkpoints import read_record
 from captune.transformers_compat import fetch_file
