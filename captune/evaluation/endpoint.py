@@ -181,6 +181,7 @@ class Endpoint:
         on_answer: Callable[[int, Answer], None],
         *,
         exif_rotation: bool = True,
+        answered: int = 0,
     ) -> None:
         """Request a caption of each image; several at once, and in no order.
 
@@ -189,6 +190,7 @@ class Endpoint:
             instruction: sent with every image.
             on_answer: called in this thread with the index of an image and its answer, as it arrives.
             exif_rotation: send images upright.
+            answered: images that the model has answered before; if there are some, it does not refuse every image.
 
         Raises:
             DataError: an image cannot be read.
@@ -217,7 +219,7 @@ class Endpoint:
         # Daemons, so that Ctrl-C does not wait for answers.
         for _ in range(min(self.options.concurrency, len(files))):
             threading.Thread(target=work, daemon=True, name="captune-endpoint").start()
-        answered, refused = 0, 0
+        refused = 0
         try:
             for _ in range(len(files)):
                 index, result = results.get()
@@ -225,7 +227,7 @@ class Endpoint:
                     raise result
                 answered, refused = answered + result.is_final, refused + (not result.is_final)
                 if not answered and refused == min(_MOST_REFUSED, len(files)):
-                    raise InputError(f"The model {self.model} of {self.address} refuses images: {result.refused}")
+                    raise InputError(f"The model {self.model} of {self.address} refuses images: {result.refused}.")
                 on_answer(index, result)
         finally:
             stopping.set()

@@ -204,7 +204,7 @@ def _request(
             on_captions(done, len(files))
 
         requested = [files[index] for index in indices]
-        endpoint.caption(requested, instruction, on_answer, exif_rotation=config.exif_rotation)
+        endpoint.caption(requested, instruction, on_answer, exif_rotation=config.exif_rotation, answered=done)
 
     endpoint.samples = True
     endpoint.samples = evaluation.has_collected(endpoint.identity, instruction)

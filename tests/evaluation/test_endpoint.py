@@ -294,6 +294,9 @@ def test_refusals_and_empty_answers_are_counted(
     assert row.notes[1] == note
     assert f"tiny: {note}; I cannot help with that." in caplog.text
     assert dict(row.thinking) == {"card-5": "unclosed"}
+    # An image that is refused again does not end an evaluation in which others were answered.
+    server.answer = lambda _request, _number: failed(400, "The image is too small")
+    assert evaluate(manifest, tmp_path / "out", server.address, endpoint_options=options).checkpoints == (row,)
     # The model has answered: only the image that the server refused is requested again.
     server.requests.clear()
     server.answer = lambda _request, _number: completion("a card after all")
