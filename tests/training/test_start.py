@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import InMemory, tiny_minigpt4
 from tiny_run import PowerFailure, assert_equal_runs, entries, settings, steps_of, weights
 
@@ -159,6 +159,25 @@ def test_other_lora_is_refused_with_both_values(toy_data: Path, stage1: Path, tm
 def test_another_base_model_is_refused(stage1: Path) -> None:
     with pytest.raises(WeightsError, match=r"epoch-000 was trained on the frozen parts .* \(of tiny\)"):
         load_start(tiny_minigpt4(seed=3), stage1 / "checkpoints" / "epoch-000")
+
+
+def test_a_base_model_with_other_weights_is_refused_by_its_files(toy_data: Path, stage1: Path, tmp_path: Path) -> None:
+    included = resolve_model("toy").path
+    base, copied, other = (Path(shutil.copytree(included, tmp_path / name)) for name in ("base", "copied", "other"))
+    tensors = load_file(other / "model.safetensors")
+    tensors["projection.weight"] += 1  # it is trained, and may differ
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    tensors["llm.lm_head.weight"] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    folder = stage1 / "checkpoints" / "epoch-000"
+    start = StartCheckpoint(str(folder), folder, replace(read_record(folder), model=str(base)), ())
+    config = second(toy_data, tmp_path / "run", stage1)
+    for model in (base, copied):
+        require_fitting_start(start, config, resolve_model(str(model)))
+    with pytest.raises(
+        WeightsError, match=r"was trained on the model .*base, and model\.path is .*other, which has other"
+    ):
+        require_fitting_start(start, config, resolve_model(str(other)))
 
 
 def test_a_missing_start_is_named(toy_data: Path, stage1: Path, tmp_path: Path) -> None:
