@@ -4,7 +4,7 @@ An event is a plain dictionary; `event` names it, the other keys are its values:
 
     stage       what                                        work without a count began, such as "Loading the model"
     run         model, images, captions, step, steps, processes, device
-    reused      folder                                      a finished run was reused
+    reused      folder, left_out                            a finished run was reused, which left out these images
     features    what, done, count                           images encoded
     quarantined images, reasons                             broken images that are left out
     leaks       done, count                                 image files compared by the leak guard
@@ -234,6 +234,14 @@ def _quarantined(event: Event) -> list[str]:
     return [f"{which} left out:", *(f"  {reason}" for reason in event["reasons"])]
 
 
+def _reused(event: Event) -> list[str]:
+    lines = [f"Reusing the finished run in {event['folder']}: same configuration, same data."]
+    if left_out := event.get("left_out"):
+        count = "1 training image was" if len(left_out) == 1 else f"{len(left_out):,} training images were"
+        lines.append(f"{count} left out of it, such as '{left_out[0]}'; its quarantine.json has the reasons.")
+    return lines
+
+
 def _computation(event: Event) -> list[str]:
     tried = "; ".join(f"{way}: {difference}" for way, difference in event["differences"].items())
     line = (
@@ -282,7 +290,7 @@ _MESSAGES: dict[str, Callable[[Event], list[str]]] = {
         f"The previous content of {event['folder']} was moved to {event['moved_to']}; remove that folder when "
         "you do not need it."
     ],
-    "reused": lambda event: [f"Reusing the finished run in {event['folder']}: same configuration, same data."],
+    "reused": _reused,
     "run": _run,
     "sharded": _sharded,
     "unpacked": lambda event: [f"Training in a slower way than possible: {event['reason']}."],

@@ -20,10 +20,9 @@ from captune.events import Listener
 from captune.features import StoredImages, features_of
 from captune.hub import ResolvedModel
 from captune.parsing import load_json
-from captune.training.run_folder import Inspection, open_run_folder
+from captune.training.run_folder import QUARANTINE, Inspection, left_out_images, open_run_folder
 
 __all__ = [
-    "QUARANTINE",
     "FeaturesOf",
     "RunImages",
     "drop_unreadable",
@@ -33,7 +32,6 @@ __all__ = [
     "run_features",
 ]
 
-QUARANTINE = "quarantine.json"
 IMAGES = "images.json"
 PROMPT = "prompt.json"
 MAX_UNREADABLE = 0.1
@@ -166,12 +164,13 @@ def record_quarantine(
     unreadable = {images[item.position].id: item.reason for item in stored.unreadable}
     path = output / QUARANTINE
     if resuming:
-        before = set(load_json(path.read_text(encoding="utf-8"))) if path.exists() else set()
-        if before != set(unreadable):
-            changed = sorted(before ^ set(unreadable))
+        before = left_out_images(output).keys()
+        if before != unreadable.keys():
+            changed = sorted(before ^ unreadable.keys())
+            then, now = (" not", "can") if changed[0] in before else ("", "cannot")
             raise DataError(
-                f"Image '{changed[0]}' ({len(changed)} in all) could be read when this run began and cannot now, or "
-                "the other way round; put it back as it was, or start over with --resume never."
+                f"The training image '{changed[0]}' ({len(changed)} in all) could{then} be read when this run began "
+                f"and {now} be read now; put it back as it was, or start over with --resume never."
             )
     elif unreadable:
         with atomic_file(path, "w") as stream:

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from captune.common import quiet_libraries
 from captune.config import RunConfig
 from captune.data import folder_lock
+from captune.errors import DataError
 from captune.evaluation import evaluation_set, load_protocol, training_images
 from captune.events import Listener
 from captune.hub import kind_of_model, refuse_checkpoint, resolve_model
@@ -18,7 +19,15 @@ from captune.preflight import extra_imports
 from captune.report import read_scores
 from captune.results import TuningResult
 from captune.run_checkpoints import checkpoint_folders, read_record
-from captune.training.run_folder import Inspection, RunStatus, inspect_run, refuse_unless_free, store_config
+from captune.training.run_folder import (
+    Inspection,
+    RunStatus,
+    inspect_run,
+    left_out_images,
+    readable_again,
+    refuse_unless_free,
+    store_config,
+)
 from captune.training.sample_order import require_captions, require_supported
 from captune.training.selection import best_row, link_best, remove_others, selected_metric
 from captune.training.start_checkpoint import START, StartCheckpoint, find_start, require_fitting_start
@@ -53,7 +62,8 @@ def train(
         if os.environ.get("RANK", "0") == "0":
             _select_in_finished(config, inspection)
         if listener is not None:
-            listener({"event": "reused", "folder": str(config.output)})
+            left_out = left_out_images(config.output)
+            listener({"event": "reused", "folder": str(config.output), "left_out": list(left_out)})
         return TuningResult(config.output)
     with folder_lock(config.output, "captune train"):
         folder = inspect_run(config)
@@ -61,6 +71,11 @@ def train(
         source = resolve_model(config.model)
         refuse_checkpoint(source)
         resuming = resume and folder.status is RunStatus.UNFINISHED
+        if resuming and (again := readable_again(config)) is not None:
+            raise DataError(
+                f"{config.output} holds this run, unfinished, and {again}; start over with --resume never to train "
+                "with it, or move it away to resume without it."
+            )
         start = find_start(config, resuming=resuming)
         if start is not None and not resuming:
             require_fitting_start(start, config, source)

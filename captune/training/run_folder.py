@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -27,11 +28,13 @@ from captune.data import (
     atomic_file,
     content_ids,
     is_lock_file,
+    load_image,
     manifest_hash,
     read_manifest,
     resolve_image,
 )
 from captune.errors import ConfigError, DataError, InputError
+from captune.evaluation import training_images
 from captune.parsing import load_json
 from captune.report import RunScores, read_scores, thumbnail_sources
 from captune.run_checkpoints import checkpoint_folder, checkpoint_folders, read_record, tensor_file
@@ -49,14 +52,21 @@ from captune.run_folders import (
 from captune.training.saved_states import STATES, has_states, saved_progress
 
 __all__ = [
+    "QUARANTINE",
     "Inspection",
     "RunStatus",
     "inspect_run",
+    "left_out_images",
     "open_run_folder",
+    "readable_again",
     "refuse_unless_free",
     "run_status",
     "store_config",
 ]
+
+
+QUARANTINE = "quarantine.json"
+"""Name of the file of the training images that a run leaves out, with the reasons."""
 
 
 class RunStatus(Enum):
@@ -69,6 +79,9 @@ class RunStatus(Enum):
     OTHER = "a run with another configuration or on other data"
     DAMAGED = "a run of which something is damaged or missing"
     FOREIGN = "files, and no run"
+
+
+_MODEL_REFUSAL = re.compile(r" refuses '| are not numbers: ")
 
 
 @dataclass(frozen=True)
@@ -163,7 +176,7 @@ def open_run_folder(config: RunConfig, inspection: Inspection) -> Path | None:
     output.mkdir(parents=True, exist_ok=True)
     aside = None
     if inspection.status is RunStatus.BEGUN:
-        for name in ("log.jsonl", "quarantine.json", "images.json", "computation.json"):
+        for name in ("log.jsonl", QUARANTINE, "images.json", "computation.json"):
             (output / name).unlink(missing_ok=True)
     elif inspection.status is not RunStatus.EMPTY:
         aside = _move_aside(output)
@@ -224,6 +237,7 @@ def _inspect_finished(config: RunConfig, scores: RunScores, data: str, epoch: in
     last = checkpoint_folder(config.output, epoch)
     try:
         trained_on = read_record(last).manifest_hash
+        left_out_images(output)
         for folder in checkpoint_folders(output):
             read_record(folder)
             if not tensor_file(folder).is_file():
@@ -247,7 +261,50 @@ def _inspect_finished(config: RunConfig, scores: RunScores, data: str, epoch: in
             f"{output} holds this run, and the image {changed} has other content than when the run was evaluated; put "
             f"it back, evaluate the run again with `captune evaluate {output}`, give another folder with output=...",
         )
+    if (again := readable_again(config)) is not None:
+        return _refused(
+            RunStatus.OTHER,
+            f"{output} holds this run, and {again}; to train with it, give another folder with output=...",
+        )
     return Inspection(RunStatus.FINISHED)
+
+
+def left_out_images(output: Path) -> dict[str, str]:
+    """The training images that a run leaves out: why, by their ids.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    path = output / QUARANTINE
+    try:
+        return {str(name): str(reason) for name, reason in dict(load_json(path.read_bytes())).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged; restore it from a copy, or train again in another folder.") from error
+
+
+def readable_again(config: RunConfig) -> str | None:
+    """Which training images a run left out although they can be read now, as a part of a sentence.
+
+    Images that the model refused could be read before, and are not meant.
+
+    Raises:
+        InputError: the record of the run is damaged.
+    """
+    left_out = left_out_images(config.output)
+    unread = {name for name, reason in left_out.items() if not _MODEL_REFUSAL.search(reason)}
+    readable: list[Path] = []
+    for image in training_images(config) if unread else ():
+        path = resolve_image(config.data.train, image.image)
+        if image.id in unread:
+            with suppress(DataError):
+                load_image(path)
+                readable.append(path)
+    if not readable:
+        return None
+    others = f" and {len(readable) - 1} more, which were" if len(readable) > 1 else ", which was"
+    return f"the training image {readable[0]}{others} left out as unreadable, can be read now"
 
 
 def _changed_image(config: RunConfig) -> Path | None:

@@ -18,8 +18,9 @@ from captune.data.content_hash import hash_file
 from captune.data.locks import folder_lock
 from captune.data.manifest import read_manifest
 from captune.errors import ConfigError, DataError, InputError, WeightsError
-from captune.events import Event
+from captune.events import Event, EventText
 from captune.features import StoredImages
+from captune.features.encode import UnreadableImage
 from captune.model.checkpoint import load_trained
 from captune.training import preparation, train
 from captune.training.run_folder import RunStatus, inspect_run, run_status
@@ -322,6 +323,51 @@ def test_a_finished_run_is_of_the_images_it_was_evaluated_on(toy_data: Path, tmp
     # Data that has moved away is no reason to train again.
     shutil.rmtree(victim.parent)
     assert run_status(config) is RunStatus.FINISHED
+
+
+def without_unreadable(config: Any, files: Sequence[Path], *args: Any, **kwargs: Any) -> StoredImages:
+    """As `tiny_features`, without the files that cannot be read."""
+    readable = [index for index, file in enumerate(files) if file.is_file()]
+    unreadable = [UnreadableImage(n, f"there is no {file}.") for n, file in enumerate(files) if not file.is_file()]
+    stored = tiny_features(config, [files[index] for index in readable], *args, **kwargs)
+    return replace(stored, readable=tuple(readable), unreadable=tuple(unreadable))
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_image_that_was_left_out_and_can_be_read_now_is_named(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    monkeypatch.setattr(preparation, "features_of", without_unreadable)
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    victim = data / read_manifest(data / "manifest.jsonl", "train")[2].image
+    content = victim.read_bytes()
+    victim.unlink()
+    config = settings(data, tmp_path / "run")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train_images": 12})})
+    events: list[Event] = []
+    if ends:
+        train(config)
+        # As long as it cannot be read, the run is the same, and says what it lacks.
+        train(config, events.append)
+        lines = EventText().messages(next(event for event in events if event["event"] == "reused"))
+        (name,) = json.loads((config.output / "quarantine.json").read_text())
+        assert (
+            lines[1] == f"1 training image was left out of it, such as '{name}'; its quarantine.json has the reasons."
+        )
+    else:
+        interrupted(config, "checkpoint", 1)
+    victim.write_bytes(content)
+    before = files(config.output)
+    expected = "another folder with output=.*--overwrite" if ends else "--resume never"
+    with pytest.raises(InputError, match=rf"the training image .*{victim.name}, which was .* read now; .*{expected}"):
+        train(config)
+    assert files(config.output) == before
+    # A model's refusal is not the file's fault: such an image could be read before.
+    (config.output / "quarantine.json").write_text(json.dumps({victim.stem: f"tiny refuses '{victim}' (too thin)."}))
+    assert run_status(config) is (RunStatus.FINISHED if ends else RunStatus.UNFINISHED)
+    (config.output / "quarantine.json").write_text("{")
+    if ends:
+        assert run_status(config) is RunStatus.DAMAGED
 
 
 def test_a_second_training_in_a_folder_is_refused(toy_data: Path, tmp_path: Path) -> None:
