@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from captune.common import html_table, text_table
 from captune.errors import InputError, MissingExtraError
 from captune.report import CheckpointScores, RunScores, cells, heading, read_scores, signatures
+from captune.run_checkpoints import score_before_training
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -134,6 +135,13 @@ class TuningResult(EvaluationResult):
             name = selected.resolve().name
             return next((row for row in epochs if _folder_name(row) == name), max(epochs, key=self._decisive))
         return max(epochs, key=self._decisive)
+
+    def _table(self) -> tuple[list[str], list[list[str]], list[tuple[int, int]], list[str]]:
+        header, rows, best, notes = super()._table()
+        before = score_before_training(self.folder)
+        if before is not None:
+            notes = [f"No epoch is better than {before.name} by {before.metric} ({before.score:.4f}).", *notes]
+        return header, rows, best, notes
 
     @property
     def best_checkpoint(self) -> Path:

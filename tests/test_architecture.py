@@ -64,7 +64,7 @@ WALLS: dict[str, set[str]] = {
     },
     "report": {"config", "data", "metrics"},
     "agreement": {"data", "metrics", "report"},
-    "results": {"captioner", "report"},
+    "results": {"captioner", "report", "run_checkpoints"},
     "run_folders": {"config", "data", "events", "metrics", "report", "run_checkpoints"},
     "evaluation": {
         "captioner",

@@ -14,6 +14,7 @@ from captune.config import STORED_HEADING, commented_yaml, parse_config
 from captune.data import folder_lock
 from captune.errors import InputError
 from captune.report import CheckpointScores, RunScores, write_scores
+from captune.results import TuningResult
 from captune.run_checkpoints import score_before_training, select_checkpoint
 from captune.run_folders import delete_run, empty_caches, find_caches, find_runs, record_user, summarize
 from tests.programs import Finished, run_program
@@ -137,6 +138,7 @@ def test_a_better_row_before_training_is_named(tmp_path: Path) -> None:
     listed = captune("runs", tmp_path)
     assert "ROUGE-L 0.2000 (epoch1); pretrained is better: 0.3000" in listed.out
     assert json.loads(captune("runs", tmp_path, "--json").out)["runs"][0]["before"]["name"] == "pretrained"
+    assert "No epoch is better than pretrained by ROUGE-L (0.3000)." in repr(TuningResult(run))
     # By CIDEr the first epoch is as good as the row before training, which is no reason to keep that.
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("select: rouge-l", "select: null"))
