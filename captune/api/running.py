@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,16 @@ from typing import Any
 
 from captune.api.progress import show_progress
 from captune.common import quiet_libraries
-from captune.config import RunConfig, load_config, load_stored_config, parse_config, scale_schedule
+from captune.config import (
+    LEARNING_RATES,
+    RunConfig,
+    changed_settings,
+    load_config,
+    load_run_config,
+    load_stored_config,
+    model_schedule,
+    parse_config,
+)
 from captune.data import Sample, data_name, scan_manifest
 from captune.errors import CaptuneError, ConfigError
 from captune.evaluation import check_sources, evaluate_models, parse_sources
@@ -21,6 +30,7 @@ from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
 from captune.results import EvaluationResult, TuningResult
 from captune.run_checkpoints import checkpoint_folders, is_run, run_of, select_checkpoint
+from captune.run_folders import CONFIG, decisive_changes
 from captune.training import train
 
 __all__ = ["evaluate", "tune"]
@@ -72,8 +82,9 @@ def tune(
         captune.tune(data="photos/manifest.jsonl", model="toy-vlm", output="runs/photos", **{"train.epochs": 3})
 
     A finished run of the same configuration and data is not repeated, an interrupted one resumes: run the cell again.
-    A notebook shows the progress in place, any other program prints lines to stderr. Without a configuration,
-    batch size and warm-up fit a small data set as `captune init` writes them, unless one of them is set.
+    More epochs continue a run in its folder. A notebook shows the progress in place, any other program prints lines to
+    stderr. Without a configuration, batch size and warm-up fit a small data set as `captune init` writes them, unless
+    one of them is set; so do the learning rates of toy and toy-vlm.
 
     Args:
         config: a YAML file, a `RunConfig`, or a dictionary of sections; by default the default configuration.
@@ -101,19 +112,57 @@ def tune(
     run = _run_config(config, overrides)
     require_extra("captune.tune", "train", *(["track"] if run.tracker == "wandb" else []))
     check_run(run, trains=True)
-    if config is None and not any(line.startswith(("train.batch_size=", "train.warmup_steps=")) for line in overrides):
-        run = _with_small_data_schedule(run)
+    if config is None:
+        run = _with_schedule(run, {line.partition("=")[0].removeprefix("train.") for line in overrides})
     with show_progress(progress) as listener:
         return train(run, listener, resume=resume, overwrite=overwrite)
 
 
-def _with_small_data_schedule(run: RunConfig) -> RunConfig:
-    """Adapt batch size and warm-up to the training captions; the default warm-up is longer than a run on few images."""
+_SCHEDULES = (("batch_size", "warmup_steps"), LEARNING_RATES)
+"""Keys of `train` that `tune` derives, unless one of the same group is set."""
+
+
+def _with_schedule(run: RunConfig, names: Set[str]) -> RunConfig:
+    """Add the schedule that `captune init` writes; the default warm-up is longer than a run on few images.
+
+    Warm-up depends on the number of epochs, so a run that continues in its folder keeps the one it started with.
+
+    Args:
+        run: the configuration without it.
+        names: keys that are set, and kept.
+    """
+    derived = [key for keys in _SCHEDULES if names.isdisjoint(keys) for key in keys]
     splits = set(run.data.train_splits)
     rows = (row for _, row in scan_manifest(run.data.train) if isinstance(row, Sample) and row.split in splits)
     captions = sum(len(row.captions) for row in islice(rows, run.data.train_images))
-    scaled = scale_schedule({"epochs": run.train.epochs}, captions)
-    return run.model_copy(update={"train": run.train.model_copy(update=scaled)})
+    model = "" if run.model.llm is not None or Path(run.model.path).is_dir() else run.model.path
+
+    def scheduled(epochs: int) -> RunConfig:
+        keys = model_schedule(model, {"epochs": epochs}, captions)
+        update = {key: keys[key] for key in derived if key in keys}
+        return run.model_copy(update={"train": run.train.model_copy(update=update)})
+
+    new = scheduled(run.train.epochs)
+    stored = _stored_config(run.output)
+    if stored is None:
+        return new
+    changes = decisive_changes(changed_settings(stored, new))
+    if not changes or not {name.removeprefix("train.") for name in changes} <= set(derived):
+        return new
+    kept = {key: getattr(stored.train, key) for key in derived}
+    candidates = (scheduled(epochs).train for epochs in range(1, stored.train.epochs + 1))
+    # The rates of a run by an earlier captune are the defaults. Other values were set by the user.
+    if any(all(kept[key] in (getattr(train, key), getattr(run.train, key)) for key in derived) for train in candidates):
+        return new.model_copy(update={"train": new.train.model_copy(update=kept)})
+    return new
+
+
+def _stored_config(output: Path) -> RunConfig | None:
+    """The configuration of the run in a folder; None where there is none that can be read."""
+    try:
+        return load_run_config(output / CONFIG).model_copy(update={"output": output})
+    except ConfigError:
+        return None
 
 
 @_arguments_named()

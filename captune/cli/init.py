@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["init"]
 
 _FEW_EVALUATED = 50
-_TOY_RATES = {"learning_rate": 3e-3, "min_learning_rate": 3e-4, "warmup_learning_rate": 3e-4}
-"""Of the toy on few captions; the rate of its template, for drawn scenes, hardly changes captions there."""
 _HEADING = """\
 # Written by captune init: {images:,} images of {source}.
 # Every other key has its default; docs/configuration.md lists all, and `captune train FILE key=value` overrides one.
@@ -210,7 +208,7 @@ def _check_outputs(path: Path, manifest: Path, source: Path, *, overwrite: bool)
 
 def _settings(choice: ModelChoice, written: WrittenData, name: str, data_name: str, seed: int | None) -> dict[str, Any]:
     """The configuration: keys that differ from the defaults, in the order in which a person reads them."""
-    from captune.config import scale_schedule
+    from captune.config import model_schedule
 
     data: dict[str, Any] = {"train": written.manifest.as_posix()}
     if data_name != written.manifest.resolve().parent.name:
@@ -225,9 +223,7 @@ def _settings(choice: ModelChoice, written: WrittenData, name: str, data_name: s
     settings["model"] = {"path": choice.name, **choice.settings.get("model", {})}
     settings["data"] = data
     usual = choice.settings.get("train", {})
-    settings["train"] = scale_schedule(usual, written.captions[written.train_split])
-    if choice.name == "toy" and "batch_size" in settings["train"]:  # a small data set
-        settings["train"] |= _TOY_RATES
+    settings["train"] = model_schedule(choice.name, usual, written.captions[written.train_split])
     if "evaluate" in choice.settings:
         settings["evaluate"] = dict(choice.settings["evaluate"])
     if written.tokenizer is not None:

@@ -18,7 +18,14 @@ from captune.config.sections import (
     split_names,
 )
 from captune.config.stored_config import PATHS_FILE, load_stored_config, working_directory_record
-from captune.config.templates import Template, find_template, read_templates, scale_schedule
+from captune.config.templates import (
+    LEARNING_RATES,
+    Template,
+    find_template,
+    model_schedule,
+    read_templates,
+    scale_schedule,
+)
 from captune.config.writing import (
     ConfigKey,
     commented_yaml,
@@ -29,6 +36,7 @@ from captune.config.writing import (
 
 __all__ = [
     "DEFAULT_LORA",
+    "LEARNING_RATES",
     "PATHS_FILE",
     "STORED_HEADING",
     "ConfigKey",
@@ -50,6 +58,7 @@ __all__ = [
     "load_config",
     "load_run_config",
     "load_stored_config",
+    "model_schedule",
     "parse_config",
     "read_templates",
     "scale_schedule",

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -16,7 +17,7 @@ from captune.config.sections import TrainConfig
 from captune.errors import ConfigError
 from captune.parsing import load_yaml
 
-__all__ = ["Template", "find_template", "read_templates", "scale_schedule"]
+__all__ = ["LEARNING_RATES", "Template", "find_template", "model_schedule", "read_templates", "scale_schedule"]
 
 _FOLDER = "train_configs"
 _MEMORY = re.compile(r"^# Memory, an estimate for .*?: ([\d.]+) GB, of which weights ([\d.]+) GB;", re.MULTILINE)
@@ -135,3 +136,34 @@ def scale_schedule(train: dict[str, Any], captions: int) -> dict[str, Any]:
     if warmup != usual_warmup:
         changed["warmup_steps"] = warmup
     return changed
+
+
+LEARNING_RATES = ("learning_rate", "min_learning_rate", "warmup_learning_rate")
+"""Keys of the section `train` that `model_schedule` sets for the models that come with captune."""
+_TOYS = {"toy": "toy", "toy-vlm": "toy_vlm"}
+"""Models that come with captune, and their templates."""
+_TOY_RATES = dict(zip(LEARNING_RATES, (3e-3, 3e-4, 3e-4), strict=True))
+"""Of the toy on few captions; the rate of its template, for drawn scenes, hardly changes captions there."""
+
+
+def model_schedule(model: str, train: dict[str, Any], captions: int) -> dict[str, Any]:
+    """The schedule of a model on a data set: `scale_schedule`, and learning rates at which the toys learn.
+
+    Args:
+        model: folder, hub id, toy or toy-vlm.
+        train: keys of the section `train` that differ from the defaults; those of a toy's template are added.
+        captions: that are trained on.
+
+    Returns:
+        the keys, with those of the schedule where they change.
+    """
+    usual = _template_schedule(_TOYS[model]) if model in _TOYS else {}
+    scaled = scale_schedule({**usual, **train}, captions)
+    if model == "toy" and "batch_size" in scaled:  # a small data set
+        scaled |= _TOY_RATES
+    return scaled
+
+
+@cache
+def _template_schedule(template: str) -> dict[str, Any]:
+    return dict(find_template(template).settings["train"])

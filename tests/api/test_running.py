@@ -19,6 +19,7 @@ from captune.errors import ConfigError, InputError
 from captune.report import cells
 from captune.toy import draw_scene, sample_scenes
 from captune.toy.captions import write_captions
+from captune.training.run_folder import store_config
 
 FAST = {"train": {"epochs": 2, "warmup_steps": 2, "batch_size": 20}, "evaluate.train_slice": 0}
 
@@ -127,6 +128,15 @@ def test_evaluation_of_an_epoch_by_its_name(result: captune.TuningResult) -> Non
     assert [row.name for row in epoch.rows] == ["pretrained", "epoch1"]
 
 
+def _started(monkeypatch: pytest.MonkeyPatch, config: Any = None, **settings: Any) -> RunConfig:
+    """The configuration with which `tune` would train."""
+    with monkeypatch.context() as patch:
+        started: list[RunConfig] = []
+        patch.setattr("captune.api.running.train", lambda config, *_, **__: started.append(config))
+        captune.tune(config, progress=False, **settings)
+    return started[0]
+
+
 @pytest.mark.parametrize(
     ("settings", "batch", "warmup"),
     [
@@ -139,20 +149,66 @@ def test_evaluation_of_an_epoch_by_its_name(result: captune.TuningResult) -> Non
 def test_schedule_of_few_captions(
     settings: dict[str, Any], batch: int, warmup: int, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class _StartedError(Exception):
-        pass
-
-    def start(config: RunConfig, *_: object, **__: object) -> None:
-        raise _StartedError(config)
-
-    monkeypatch.setattr("captune.api.running.train", start)
-    with pytest.raises(_StartedError) as started:
-        captune.tune(data=manifest, output=tmp_path / "run", progress=False, **settings)
-    train = started.value.args[0].train
+    train = _started(monkeypatch, data=manifest, output=tmp_path / "run", **settings).train
     assert (train.batch_size, train.warmup_steps) == (batch, warmup)
-    with pytest.raises(_StartedError) as started:
-        captune.tune({"data": {"train": str(manifest)}}, output=tmp_path / "run", progress=False)
-    assert started.value.args[0].train.batch_size == 40
+    other = _started(monkeypatch, config={"data": {"train": str(manifest)}}, output=tmp_path / "run")
+    assert other.train.batch_size == 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({"model": "toy-vlm"}, (2e-3, 2e-4, 2e-4)),
+        ({"model": "toy-vlm", "train": {"batch_size": 8}}, (2e-3, 2e-4, 2e-4)),
+        ({"model": "toy-vlm", "train": {"learning_rate": 1e-4}}, (1e-4, 1e-5, 1e-6)),
+        ({"model": "toy"}, (3e-3, 3e-4, 3e-4)),
+        ({"model": {"path": "toy-vlm"}, "train": {"min_learning_rate": 0.0}}, (3e-5, 0.0, 1e-6)),
+    ],
+)
+def test_learning_rates_of_the_toys(
+    settings: dict[str, Any],
+    rates: tuple[float, ...],
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = _started(monkeypatch, data=manifest, output=tmp_path / "run", **settings).train
+    assert (train.learning_rate, train.min_learning_rate, train.warmup_learning_rate) == rates
+
+
+def test_more_epochs_keep_the_schedule_of_a_run(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call: dict[str, Any] = {"data": manifest, "model": "toy-vlm", "output": tmp_path / "run"}
+    stored = _started(monkeypatch, train={"epochs": 2}, **call)
+    assert stored.train.warmup_steps == 2
+    for epochs in (3, 9):
+        store_config(stored)
+        longer = _started(monkeypatch, train={"epochs": epochs}, **call)
+        assert longer == stored.model_copy(update={"train": stored.train.model_copy(update={"epochs": epochs})})
+        assert (
+            _started(monkeypatch, train={"epochs": epochs}, **{**call, "output": tmp_path / "new"}).train.warmup_steps
+            > 2
+        )
+        stored = longer
+
+
+def test_a_schedule_that_was_set_is_not_kept(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call: dict[str, Any] = {"data": manifest, "model": "toy-vlm", "output": tmp_path / "run"}
+    store_config(_started(monkeypatch, train={"epochs": 2, "warmup_steps": 9}, **call))
+    assert _started(monkeypatch, train={"epochs": 3}, **call).train.warmup_steps == 3
+    with pytest.raises(ConfigError, match=r"train.batch_size: 40 -> 4, train.warmup_steps: 9 -> 3"):
+        captune.tune(train={"epochs": 3}, progress=False, **call)
+
+
+def test_the_same_call_with_more_epochs_continues_a_run(manifest: Path, tmp_path: Path) -> None:
+    call: dict[str, Any] = {"data": manifest, "model": "toy-vlm", "output": tmp_path / "run", "progress": False}
+    call["evaluate"] = {"train_slice": 0}
+    first = list(captune.tune(train={"epochs": 1}, **call).rows)
+    longer = captune.tune(train={"epochs": 2}, **call)
+    assert [row.name for row in longer.rows] == ["pretrained", "epoch0", "epoch1"]
+    assert [row.captions for row in longer.rows[:2]] == [row.captions for row in first]
+    assert captune.tune(train={"epochs": 2}, **call).rows == longer.rows
 
 
 def test_errors_name_arguments_and_no_options(manifest: Path, tmp_path: Path) -> None:
