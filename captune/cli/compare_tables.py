@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -192,6 +193,8 @@ def _notes(run: ComparedRun) -> list[str]:
 def _about_length(matched: MatchedPair, tolerance: float) -> str:
     """How two systems differ in length, and what was compared at equal length."""
     (system, baseline, _), matching = matched
+    if math.isnan(matching.ratio):
+        return f"No image has words in the captions of both {system} and {baseline}; they have no equal length."
     about = f"Captions of {system} are {matching.ratio:.2f} times as long as those of {baseline}"
     then = f"{matching.matched_ratio:.2f} times as long then"
     if matching.method == "truncate":

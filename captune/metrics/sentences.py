@@ -1,18 +1,19 @@
 """The sentences of a caption, and what captions of several sentences mean for metrics.
 
-A sentence ends at ".", "!", "?" or "…" before white space, at the ideographic forms of these marks, and at a line
-break. A point ends none after an abbreviation ("Dr. Smith", "approx. 3"), an initial ("J. R. Smith"), the number of a
-list ("1. A dog"), or inside a number ("3.5"). In text with capitals, a small letter continues the sentence ('the word
-"Stop!" is').
+A sentence ends at ".", "!", "?" or "…" before white space, at the marks of other scripts (Chinese, Japanese, danda,
+Arabic, Urdu, Khmer, Burmese, Ethiopic, Armenian), and at a line break. Thai and Lao have no mark: a space between two
+runs of at least 12 letters ends a sentence. A point ends none after an abbreviation ("Dr. Smith", "approx. 3"), an
+initial ("J. R. Smith"), the number of a list ("1. A dog"), or inside a number ("3.5"). In text with capitals, a small
+letter continues the sentence ('the word "Stop!" is').
 
 `chair` (`truncate`) and `clipscore-sentences` split by simpler rules, which are part of their numbers.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from statistics import median
 
 __all__ = [
@@ -31,13 +32,20 @@ PARAGRAPH_WORDS = 40
 LENGTH_TOLERANCE = 0.1
 """Share by which the longer of two captions may exceed the shorter one if they are compared at equal length."""
 
-_SAMPLE = 10_000
-"""References that decide whether a set has paragraphs."""
+_SAMPLED_IMAGES = 2000
+"""Images whose references decide whether a set has paragraphs; drawn at random from more."""
+
+_UNSPACED = "\u0e01-\u0eff\u1000-\u109f\u1780-\u17d3"
+"""Letters and marks of Thai, Lao, Burmese and Khmer, which are written without spaces between words."""
+
+_UNSPACED_WORD = 4
+"""Letters and marks of a Thai word, about."""
 
 _CLOSING = "\"'\u201d\u2019\u00bb)\\]\u300d\u300f\uff09"
 _END = re.compile(
     rf"(?P<mark>[.!?\u2026]+)(?P<closed>[{_CLOSING}]*)(?=\s|$)"
-    rf"|[\u3002\uff01\uff1f\uff61]+[{_CLOSING}]*"
+    rf"|[\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4\u17d4\u104b\u1362\u0589]+[{_CLOSING}]*"
+    r"|(?<=[\u0e01-\u0eff]{12})[ \t]+(?=[\u0e01-\u0eff]{12})"
     r"|[ \t]*[\r\n]+"
 )
 _WORD_BEFORE = re.compile(r"[^\s(\[\"'\u201c\u2018]+\Z")
@@ -57,6 +65,7 @@ _BEFORE_WORDS = frozenset(_TITLES.split())  # abbreviations before a word that b
 _AFTER_WORDS = frozenset(_ENDINGS.split())  # abbreviations that end a sentence before a capital
 _FIRST_WORDS = frozenset(_STARTERS.split())  # begin a sentence after an initial or "U.S."; names do not
 
+_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
 _TOKENS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 
 
@@ -122,8 +131,12 @@ def _continues(text: str, start: int, match: re.Match[str], has_capitals: bool) 
 
 
 def count_words(text: str) -> int:
-    """Words of a caption; a Chinese or Japanese character counts as a word."""
-    return len(_TOKENS.findall(text))
+    """Words of a caption. A Chinese or Japanese character counts as a word, and so do four letters of Thai, Lao,
+    Burmese or Khmer."""
+    tokens: list[str] = _TOKENS.findall(text)
+    if not _UNSPACED_RUN.search(text):
+        return len(tokens)
+    return sum(max(1, round(len("".join(_UNSPACED_RUN.findall(token))) / _UNSPACED_WORD)) for token in tokens)
 
 
 def is_paragraph(text: str) -> bool:
@@ -153,7 +166,8 @@ _ALTERNATIVES = ("cider-r", "bertscore", "clipscore-sent")
 def paragraph_warning(references: Mapping[str, Sequence[str]], metrics: Iterable[str]) -> str:
     """Warn if metrics that were made for captions of one sentence are requested for paragraphs.
 
-    The references are paragraphs if their medians are at least `PARAGRAPH_WORDS` words and two sentences.
+    The references are paragraphs if their medians are at least `PARAGRAPH_WORDS` words and two sentences; of more than
+    2,000 images those of 2,000 are counted, drawn at random with a fixed seed.
 
     Args:
         references: image id to references.
@@ -166,8 +180,10 @@ def paragraph_warning(references: Mapping[str, Sequence[str]], metrics: Iterable
     affected = [shown for name, shown in _AFFECTED.items() if name in names]
     if not affected:
         return ""
-    step = max(1, sum(map(len, references.values())) // _SAMPLE)
-    texts = list(islice((text for group in references.values() for text in group), 0, None, step))
+    groups = list(references.values())
+    if len(groups) > _SAMPLED_IMAGES:
+        groups = random.Random(0).sample(groups, _SAMPLED_IMAGES)
+    texts = [text for group in groups for text in group]
     words = median(map(count_words, texts)) if texts else 0
     if words < PARAGRAPH_WORDS:
         return ""

@@ -114,10 +114,28 @@ def test_intervals_tests_and_the_share_beyond_the_limit(folder: Path) -> None:
     lengths = [2 + len(caption.split()) for caption in CAPTIONS]
     share = (lengths[4] - 32) / sum(lengths)
     assert scores.notes == (
-        "BERTScore reads 32 tokens of a caption: 1 of 6 captions are longer, and "
-        f"{share:.1%} of the text is not scored.",
+        f"BERTScore reads 32 tokens of a text: 1 of 6 captions is longer, and {share:.1%} of their text is not scored.",
     )
     assert scored(folder, ["sky"] * 6).notes == ()
+
+
+def test_truncated_references_are_counted(folder: Path) -> None:
+    from captune.metrics.external.bertscore import BertScorer
+
+    model = transformers.AutoModel.from_pretrained(folder)
+    scorer = BertScorer(model, transformers.AutoTokenizer.from_pretrained(folder), name="tiny", layer=LAYER)
+    long = "a big red barn . " * 12  # 62 tokens with the special ones
+    note = scorer.truncation_note(["a dog", long, long], "references")
+    assert note == (
+        "BERTScore reads 32 tokens of a text: 2 of 3 references are longer, and 46.9% of their text is not scored."
+    )
+    assert scorer.truncation_note(["a dog"], "references") == ""
+    pytest.importorskip("bert_score", reason="needs the extra 'bertscore'")
+    references = {"1": [long], "2": ["cat", long]}
+    scores = score_captions(
+        {"1": "a dog", "2": "cat"}, references, ["bertscore"], bertscore=str(folder), bertscore_layer=LAYER
+    )
+    assert [note.split(": ")[1].split(",")[0] for note in scores.notes] == ["2 of 3 references are longer"]
 
 
 def test_a_perfect_caption_and_one_without_text(folder: Path) -> None:

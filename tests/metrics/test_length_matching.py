@@ -222,6 +222,16 @@ def test_too_few_pairs_are_a_note(files: Path, tmp_path: Path, capsys: pytest.Ca
     assert "leave out --pool-seeds" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", ["pairs", "truncate"])
+def test_a_system_without_words_has_no_ratio(files: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = json.loads((files / "short.json").read_text())
+    (files / "empty.json").write_text(json.dumps(dict.fromkeys(captions, "")))
+    assert compare(files, ["short", "empty"], "--match-length", method) == 0
+    out = capsys.readouterr().out
+    assert "No image has words in the captions of both empty and short; they have no equal length." in out
+    assert "nan" not in out
+
+
 def test_in_python(systems: dict[str, dict[str, str]]) -> None:
     references = {image: [text] for image, text in systems["references"].items()}
     compared = captune.compare(

@@ -33,6 +33,10 @@ from captune.metrics.sentences import count_words, is_paragraph, sentence_prefix
         ["彼は走る。", "「はい。」", "犬がいる"],
         ["한 남자가 걷는다.", "개가 있다."],
         ["A jersey with no. 7 at 3.14 km.", "Approx. 30 fans cheer."],
+        ["लाल शर्ट पहने एक आदमी चल रहा है।", "आसमान नीला है॥", "कौन?"],
+        ["رجل يمشي في الشارع.", "هل هو وحده؟", "السماء زرقاء"],
+        ["ایک آدمی چل رہا ہے۔", "آسمان نیلا ہے۔"],
+        ["ผู้ชายสวมเสื้อสีแดงเดินไปตามถนน", "มีรถยนต์หลายคันจอดอยู่ข้างทาง"],
         ["No end mark"],
     ],
 )
@@ -79,6 +83,8 @@ def test_the_prefix_that_comes_closest_in_words() -> None:
 def test_words_of_other_scripts() -> None:
     assert count_words("A dog, running") == 3
     assert count_words("一只狗 dog") == 4
+    assert count_words("ผู้ชายสวมเสื้อสีแดง กับ dog") == 5 + 1 + 1  # four letters and marks of Thai are a word
+    assert len(find_sentences("แมว 3 ตัว กับหมา")) == 1  # short runs are parts of a sentence
     assert not is_paragraph("word " * 60)
     assert not is_paragraph("A dog. A cat.")
     assert is_paragraph("A dog runs over the grass next to a long fence. " * 5)
@@ -105,6 +111,34 @@ def test_paragraphs_warn_and_ordinary_captions_do_not() -> None:
     assert paragraph_warning({"1": [SENTENCE * 9], "2": ["word " * 60]}, ("cider",)) == ""  # one sentence each
     assert paragraph_warning({"1": [PARAGRAPH, SENTENCE, SENTENCE]}, ("cider",)) == ""  # the median decides
     assert paragraph_warning({}, ("cider",)) == ""
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("images", [3000, 10_000])
+def test_the_order_of_references_does_not_matter(first: bool, images: int) -> None:
+    """One reference of five is unlike the others, always at the same position."""
+    one, others = (PARAGRAPH, SENTENCE) if first else (SENTENCE, PARAGRAPH)
+    references = {str(image): [one, others, others, others, others] for image in range(images)}
+    assert bool(paragraph_warning(references, ("cider",))) is not first
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "लाल शर्ट पहने एक आदमी चल रहा है। ",
+        "هل يرتدي الرجل قميصا أحمر ويمشي في الشارع؟ ",
+        "ผู้ชายสวมเสื้อสีแดงกำลังเดินไปตามถนนที่พลุกพล่าน มีรถยนต์หลายคันจอดอยู่ข้างทาง ",
+    ],
+)
+def test_paragraphs_of_other_scripts_warn(text: str) -> None:
+    assert "these references are paragraphs" in paragraph_warning({"1": [text * 8]}, ("cider",))
+    assert paragraph_warning({"1": [text]}, ("cider",)) == ""
+
+
+def test_the_documentation_gives_the_advice_of_the_warning() -> None:
+    advice = paragraph_warning({"1": [PARAGRAPH]}, ("cider",)).rpartition("; report ")[2].removesuffix(".")
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert f"Report {advice}." in " ".join(page.replace("`", "").split())
 
 
 def test_the_penalty_of_cider_for_twenty_words() -> None:

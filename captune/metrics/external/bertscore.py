@@ -58,7 +58,7 @@ class BertScore(MeanOfImages):
     def __init__(self, options: ScoringOptions) -> None:
         super().__init__(options)
         self._scorer: BertScorer | None = None
-        self._note = ""
+        self._notes = {"captions": "", "references": ""}
 
     @classmethod
     def check_requirements(cls, options: ScoringOptions) -> None:
@@ -77,19 +77,21 @@ class BertScore(MeanOfImages):
         self._scorer = BertScorer.from_pretrained(
             self.options.bertscore, self.options.bertscore_layer, rescale=self.options.bertscore_rescale
         )
+        texts = [text for group in references.captions.values() for text in group]
         if self.options.bertscore_idf:
-            self._scorer.weigh([text for group in references.captions.values() for text in group])
+            self._scorer.weigh(texts)
+        self._notes["references"] = self._scorer.truncation_note(texts, "references")
 
     def statistics(self, predictions: PredictionBatch) -> NDArray[np.float64]:
         """F1, precision and recall of each image, (N, 3)."""
         assert self._scorer is not None
         captions = list(predictions.captions)
-        self._note = self._scorer.truncation_note(captions)
+        self._notes["captions"] = self._scorer.truncation_note(captions, "captions")
         return self._scorer.score(captions, predictions.reference_captions)[:, [2, 0, 1]]
 
     def notes(self) -> Sequence[str]:
-        """The share of text beyond the model's limit, if there is any."""
-        return [self._note] if self._note else []
+        """The captions and the references beyond the model's limit, if there are any."""
+        return [note for note in self._notes.values() if note]
 
     def signature(self) -> Mapping[str, str]:
         """Model, layer, weights, rescaling and the version of the package."""
@@ -249,15 +251,21 @@ class BertScorer:
         np.maximum.at(best, [row for row, _, _ in pairs], values)
         return best
 
-    def truncation_note(self, captions: Sequence[str]) -> str:
-        """One sentence on the captions beyond the model's limit; "" if there are none."""
-        lengths = np.array([self._tokenizer.length(caption) for caption in captions])
+    def truncation_note(self, texts: Sequence[str], kind: str) -> str:
+        """One sentence on the texts beyond the model's limit; "" if there are none.
+
+        Args:
+            texts: captions or references.
+            kind: "captions" or "references".
+        """
+        lengths = np.array([self._tokenizer.length(text) for text in texts])
         beyond = np.maximum(lengths - self._tokenizer.model_max_length, 0)
         if not beyond.any():
             return ""
+        count, share = int(np.count_nonzero(beyond)), beyond.sum() / lengths.sum()
         return (
-            f"BERTScore reads {self._tokenizer.model_max_length} tokens of a caption: {np.count_nonzero(beyond):,} of "
-            f"{len(captions):,} captions are longer, and {beyond.sum() / lengths.sum():.1%} of the text is not scored."
+            f"BERTScore reads {self._tokenizer.model_max_length} tokens of a text: {count:,} of {len(texts):,} {kind} "
+            f"{'is' if count == 1 else 'are'} longer, and {share:.1%} of their text is not scored."
         )
 
 
