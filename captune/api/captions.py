@@ -154,7 +154,7 @@ def _from_dataframe(frame: Any, what: str) -> dict[Any, Any]:
     if name is None:
         raise MetricInputError(
             f"the {what} are a DataFrame with the columns {', '.join(map(repr, frame.columns))}; call the column of "
-            f"captions '{keys[0]}', or give the column itself"
+            f"captions '{'caption' if what == 'predictions' else 'captions'}', or give the column itself"
         )
     id_name = next((key for key in ID_KEYS if key in frame.columns), None)
     ids = frame.index.tolist() if id_name is None else frame[id_name].tolist()

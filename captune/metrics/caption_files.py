@@ -37,8 +37,9 @@ __all__ = [
 ]
 
 ID_KEYS = ("image_id", "id", "image", "file_name", "filename")
-REFERENCE_KEYS = ("captions", "references", "refs", "caption", "reference", "text")
-PREDICTION_KEYS = ("caption", "prediction", "text", "captions", "output")
+REFERENCE_KEYS = ("references", "refs", "reference", "captions", "caption", "text")
+PREDICTION_KEYS = ("prediction", "output", "caption", "text", "captions")
+"""Keys of captions, the most specific first: a data set with an added column of predictions has both."""
 SWAPPED = "perhaps --references and --predictions are swapped"
 
 
@@ -230,6 +231,8 @@ class _Entries:
 
     def __init__(self, name: str, keys: tuple[str, ...]) -> None:
         self._name, self._keys = name, keys
+        self._used: set[str] = set()
+        self._unused: set[str] = set()
         self._text = read_text(name)
         self._table = table_rows(self._text, name, ID_KEYS, keys)
         self._lines = line_captions(self._text, name) if self._table is None and self._text.strip() else None
@@ -240,7 +243,7 @@ class _Entries:
         name, keys = self._name, self._keys
         if self._table is not None:
             for location, cells in self._table:
-                yield _row(name, location, cells, keys)
+                yield self._row(location, cells)
             return
         if self._lines is not None:
             for number, line in enumerate(self._lines, 1):
@@ -249,14 +252,28 @@ class _Entries:
         document = parse_json(self._text, name)
         if document.lines:
             for number, entry in document.lines:
-                yield _row(name, f"line {number}", entry, keys)
+                yield self._row(f"line {number}", entry)
         elif isinstance(document.value, list):
             for number, entry in enumerate(document.value, 1):
-                yield _row(name, f"entry {number}", entry, keys)
+                yield self._row(f"entry {number}", entry)
         elif isinstance(document.value, dict):
             yield from _rows_of_object(name, document.value, keys)
         else:
             raise MetricInputError(f"{name} holds {_kind(document.value)} alone; expected captions of images.")
+
+    def _row(self, location: str, entry: object) -> _Row:
+        """An entry, unless its only caption is under a key that is not the caption of other entries."""
+        row = _row(self._name, location, entry, self._keys)
+        if self._keys is PREDICTION_KEYS:
+            present = [key for key in self._keys if key in row.fields]
+            self._used.add(present[0])
+            self._unused.update(present[1:])
+            if mixed := sorted(self._used & self._unused):
+                raise MetricInputError(
+                    f'{self._name}, {location}: some entries have "{mixed[0]}" alone, and others have it next to '
+                    "another caption; give every prediction under the same key."
+                )
+        return row
 
 
 def _rows_of_object(name: str, value: dict[str, Any], keys: tuple[str, ...]) -> Iterator[_Row]:
@@ -307,7 +324,8 @@ def _row(name: str, location: str, entry: object, keys: tuple[str, ...]) -> _Row
         raise MetricInputError(f'{name}, {location}: has no image id; expected "image_id" or "id"{_keys_hint(entry)}.')
     caption_key = next((key for key in keys if key in entry), None)
     if caption_key is None:
-        raise MetricInputError(f'{name}, {location}: has no caption; expected "{keys[0]}"{_keys_hint(entry)}.')
+        expected = "captions" if keys is REFERENCE_KEYS else "caption"
+        raise MetricInputError(f'{name}, {location}: has no caption; expected "{expected}"{_keys_hint(entry)}.')
     split = entry.get("split")
     image = _image_id(entry[id_key], name, location)
     return _Row(location, image, entry, entry[caption_key], split if isinstance(split, str) else None)

@@ -199,9 +199,10 @@ def table_rows(
         if any(key in columns for key in id_keys) and any(key in columns for key in caption_keys):
             return _rows(text, name, delimiter, columns, next(key for key in id_keys if key in columns))
     if _ending(name) in _TABLES:
+        usual = next(key for key in caption_keys if key.startswith("caption"))
         raise MetricInputError(
             f'{name}, line 1: is not a header with a column of ids ("{id_keys[0]}") and one of captions '
-            f'("{caption_keys[0]}"); found {header[:80]!r}.'
+            f'("{usual}"); found {header[:80]!r}.'
         )
     return None
 

@@ -6,6 +6,7 @@ Both are readable without colour, and the same scores give the same bytes.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,7 +134,7 @@ def draw_chart(run: RunScores, formats: Sequence[str] = ("png", "svg")) -> dict[
 
 @contextmanager
 def plain_matplotlib() -> Iterator[None]:
-    """matplotlib with the report's settings instead of the user's, and quiet about missing glyphs."""
+    """matplotlib with the report's settings instead of the user's, and quiet about missing glyphs and weights."""
     try:
         import matplotlib
         from matplotlib import font_manager
@@ -141,12 +142,19 @@ def plain_matplotlib() -> Iterator[None]:
         raise MissingExtraError("the chart of a report", "train") from None
     installed = {font.name for font in font_manager.fontManager.ttflist}
     family = ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
+    # Some Chinese fonts have one weight only; a warning for every weight that they lack helps nobody.
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    fonts.setLevel(logging.ERROR)
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC | {"font.family": family})
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
-        yield
+        try:
+            yield
+        finally:
+            fonts.setLevel(level)
 
 
 def _figure_bytes(figure: Figure, name: str) -> bytes:

@@ -341,6 +341,7 @@ def build_page(
             training_charts=_charts(
                 training_charts(log, words) if comparison is None else loss_charts(comparison, words)
             ),
+            runs_without_losses=[] if comparison is None else _without_losses(comparison),
             hallucinated=_hallucinated(run),
             captions=_captions(run, captions, failures, words),
             robustness=None if matrix is None else matrix_section(matrix),
@@ -433,6 +434,12 @@ def _settings(run_dir: Path | None, comparison: Comparison | None) -> list[Setti
         return run_differences(comparison.settings) if all(comparison.settings) else None
     settings = read_settings(run_dir) if run_dir is not None else {}
     return changed_settings(settings) if settings else None
+
+
+def _without_losses(comparison: Comparison) -> list[str]:
+    """Names of compared runs without a readable training loss, which the chart of losses lacks."""
+    logs = zip(comparison.run_names, comparison.logs, strict=False)
+    return [name for name, log in logs if not any(map(math.isfinite, log.loss))]
 
 
 def _notes(run: RunScores, language: str) -> list[str]:

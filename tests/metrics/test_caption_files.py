@@ -301,3 +301,34 @@ def test_a_gzip_file_that_unfolds_is_refused(tmp_path: Path) -> None:
             stream.write(b"\n" * (1 << 20))
     with pytest.raises(MetricInputError, match="unpacks to more than 256 MB"):
         read_references(path)
+
+
+@pytest.mark.parametrize("names", [("caption", "prediction"), ("text", "output"), ("captions", "output")])
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+def test_an_added_column_of_predictions_is_not_the_column_of_references(
+    tmp_path: Path, names: tuple[str, str], form: str
+) -> None:
+    reference, prediction = names
+    rows = [{"image_id": str(i), reference: "the reference", prediction: f"caption {i}"} for i in range(2)]
+    path = tmp_path / f"both.{form}"
+    if form == "csv":
+        lines = [f"image_id,{reference},{prediction}"] + [",".join(row.values()) for row in rows]
+    else:
+        lines = [json.dumps(rows)] if form == "json" else [json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines))
+    assert read_predictions(path).captions == {"0": "caption 0", "1": "caption 1"}
+
+
+def test_references_next_to_a_caption_are_the_references(tmp_path: Path) -> None:
+    path = tmp_path / "both.jsonl"
+    path.write_text(json.dumps({"image_id": "1", "caption": "a prediction", "reference": "a reference"}))
+    assert read_references(path).captions == {"1": ["a reference"]}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_entry_without_its_prediction_is_refused_though_it_has_a_reference(tmp_path: Path, order: int) -> None:
+    rows = [{"image_id": "1", "caption": "reference", "prediction": "a cat"}, {"image_id": "2", "caption": "reference"}]
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps(rows[::order]))
+    with pytest.raises(MetricInputError, match="under the same key"):
+        read_predictions(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import io
+import logging
 import math
 import struct
 from itertools import pairwise
@@ -194,3 +195,12 @@ def test_png_is_readable_by_pillow(make_run: Any, slides: Any) -> None:
 
     with Image.open(io.BytesIO(draw_chart(make_run(slides), ("png",))["png"])) as image:
         assert image.convert("L").getextrema() == (0, 255)
+
+
+def test_a_font_without_weights_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    fonts = logging.getLogger("matplotlib.font_manager")
+    level = fonts.level
+    with plain_matplotlib():
+        fonts.warning("findfont: Failed to find font weight bold for WenQuanYi Zen Hei, now using 500.")
+    assert not caplog.records
+    assert fonts.level == level

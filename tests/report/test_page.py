@@ -429,6 +429,10 @@ def test_compared_runs_have_curves_of_their_losses_over_each_other(make_run: Any
     assert (key, ">a<" in drawing, ">b<" in drawing) == ("loss_chart", True, True)
     page = build_page(table, TrainingLog(), comparison=comparison)
     assert 'id="training"' in page
+    assert "No training loss" not in page.partition('id="training"')[2].partition("</section>")[0]
+    one = dataclasses.replace(comparison, logs=(logs[0], TrainingLog()))
+    page = build_page(table, TrainingLog(), comparison=one)
+    assert "No training loss in the log of</span>: <bdi>b</bdi>" in page
     # Results without a log have no section of a training.
     page = build_page(table, TrainingLog(), comparison=dataclasses.replace(comparison, logs=()))
     assert 'id="training"' not in page
