@@ -140,6 +140,7 @@ WALLS["api"] = {
     "preflight",
     "report",
     "run_checkpoints",
+    "run_folders",
     "training",
 }
 WALLS["cli"] = set(WALLS)
