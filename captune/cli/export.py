@@ -158,15 +158,19 @@ def checkpoint_to_export(source: Path, epoch: int | None) -> Path:
 def _card_details(checkpoint: Path, epoch: int, license: str | None) -> CardDetails:
     """Scores of a checkpoint for its model card, if its run was evaluated."""
     from captune.model import CardDetails
-    from captune.report import read_scores
+    from captune.report import read_log, read_scores
+    from captune.run_checkpoints import score_before_training
 
+    run = checkpoint.resolve().parent.parent
+    training_images = read_log(run / "log.jsonl").training_images
     try:
-        scores = read_scores(checkpoint.resolve().parent.parent)
+        scores = read_scores(run)
     except InputError:
-        return CardDetails(license=license)
+        return CardDetails(license=license, training_images=training_images)
     row = next((row for row in scores.checkpoints if row.epoch == epoch), None)
     if row is None:
-        return CardDetails(license=license)
+        return CardDetails(license=license, training_images=training_images)
+    before = score_before_training(run)
     return CardDetails(
         metrics=row.corpus,
         signature=row.signature,
@@ -176,6 +180,8 @@ def _card_details(checkpoint: Path, epoch: int, license: str | None) -> CardDeta
         images=scores.images or 0,
         leak=row.leak,
         license=license,
+        training_images=training_images,
+        better_before="" if before is None else f"{before.name}, {before.metric} {before.score:.4f}",
     )
 
 

@@ -12,10 +12,11 @@ import typer
 from captune.cli.convert import NumberFormat
 from captune.cli.export import Epoch, ExportRequest, License, checkpoint_to_export, write_export
 from captune.cli.next_command import show_next
-from captune.cli.output import print_message, print_summary
+from captune.cli.output import print_error, print_message, print_summary
 from captune.cli.shared_options import AsJson, Base
 from captune.errors import InputError, ToolError
 from captune.parsing import load_json
+from captune.run_checkpoints import score_before_training
 
 __all__ = ["push"]
 
@@ -64,6 +65,11 @@ def push(
     from captune.data import temporary_folder
 
     checkpoint = checkpoint_to_export(source, epoch)
+    if (before := score_before_training(checkpoint.resolve().parent.parent)) is not None:
+        print_error(
+            f"Warning: no epoch of this run is better than {before.name} by {before.metric} ({before.score:.3f}); "
+            "the model card says so."
+        )
     target = _folder(to)
     if target is None:
         _check_hub(to, needs_connection=not dry_run)

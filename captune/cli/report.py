@@ -85,8 +85,20 @@ def report(
     for file in files:
         print_message(file)
     if len(sources) == 1 and (sources[0] / "checkpoints").is_dir():
-        name = sources[0].resolve().name
-        show_next(["push", sources[0], "--to", f"./{name}-model"], "write the best checkpoint into a folder to share")
+        _show_next(sources[0], terminal=terminal)
+
+
+def _show_next(run: Path, *, terminal: bool) -> None:
+    """Suggest to share the best checkpoint of a run, if one is better than the model before training."""
+    from captune.run_checkpoints import score_before_training
+
+    if (before := score_before_training(run)) is None:
+        model = f"./{run.resolve().name}-model"
+        show_next(["push", run, "--to", model], "write the best checkpoint into a folder to share")
+        return
+    print_message(f"No checkpoint of {run} is better than {before.name} by {before.metric} ({before.score:.3f}).")
+    if not terminal:
+        show_next(["report", run, "--terminal"], "see which captions regressed most")
 
 
 def _watch(sources: list[Path], lang: str, port: int) -> None:
@@ -110,9 +122,10 @@ def _report_one(
 ) -> list[Path]:
     """Report on one run or table and return the files written."""
     from captune.data import folder_lock
-    from captune.report import REPORT_FILES, analyse, atomic_write, write_report
+    from captune.report import REPORT_FILES, TrainingLog, analyse, atomic_write, read_log, write_report
 
     run, source_folder = _read(source)
+    log = TrainingLog() if source_folder is None else read_log(source_folder / "log.jsonl")
     folder = None if terminal else out or source_folder
     files = []
     if folder is not None:
@@ -133,11 +146,12 @@ def _report_one(
                 write=atomic_write if in_run_folder else _write_output,
             )
     if as_json:
-        print_json(run_as_json(run, analyse(run)), files)
+        left_out = {"left_out_images": list(log.left_out)} if log.left_out else {}
+        print_json({**run_as_json(run, analyse(run)), **left_out}, files)
     elif terminal:
         print_examples(run, intervals=intervals)
     else:
-        print_report(run, analyse(run), intervals=intervals)
+        print_report(run, analyse(run), intervals=intervals, training_images=log.training_images)
     return files
 
 

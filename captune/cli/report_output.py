@@ -40,11 +40,20 @@ LONGEST_LINE = 300
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def print_report(run: RunScores, analysis: Analysis, *, intervals: bool = False) -> None:
-    """Print table, notes and analysis to stdout, in colour and bold only on a terminal."""
+def print_report(run: RunScores, analysis: Analysis, *, intervals: bool = False, training_images: str = "") -> None:
+    """Print table, notes and analysis to stdout, in colour and bold only on a terminal.
+
+    Args:
+        run: the rows.
+        analysis: of these.
+        intervals: show confidence intervals.
+        training_images: how many were used and left out; empty if all were used.
+    """
     from captune.report import sentences
 
     _print_table(run, intervals=intervals)
+    if training_images:
+        _print_lines([f"Trained on {training_images}."])
     for item in sentences(run, analysis):
         _print_heading(item.topic)
         _print_wrapped([item.text])

@@ -63,7 +63,7 @@ def run_training(
     with show_progress() as listener:
         start(settings, listener, resume=resume, overwrite=overwrite)
     from captune.cli.report_output import print_report, run_as_json
-    from captune.report import analyse, read_scores
+    from captune.report import analyse, read_log, read_scores
     from captune.run_checkpoints import checkpoint_folders, score_before_training
 
     scores = read_scores(settings.output)
@@ -72,7 +72,7 @@ def run_training(
         folders = [str(folder) for folder in checkpoint_folders(settings.output)]
         print_summary({"output": settings.output, "folders": folders, **run_as_json(scores, analysis)})
         return
-    print_report(scores, analysis)
+    print_report(scores, analysis, training_images=read_log(settings.output / "log.jsonl").training_images)
     print_message(f"\nTable, chart, captions and checkpoints are in {settings.output}")
     if (before := score_before_training(settings.output)) is not None:
         print_message(f"No epoch is better than {before.name} by {before.metric} ({before.score:.4f}).")

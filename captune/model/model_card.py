@@ -34,6 +34,8 @@ class CardDetails:
         images: number of evaluated images.
         leak: why the scores are marked LEAK, or None.
         license: identifier such as apache-2.0; None leaves the field out.
+        training_images: how many were used and left out; empty if all were used.
+        better_before: the row before training and its score, if it is better than every epoch; else empty.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -44,6 +46,8 @@ class CardDetails:
     images: int = 0
     leak: str | None = None
     license: str | None = None
+    training_images: str = ""
+    better_before: str = ""
 
 
 def card_header(
@@ -142,6 +146,8 @@ def metrics_table(details: CardDetails) -> list[str]:
         lines += ["", "## Metrics", "", f"On {details.data}, split {details.split}{images}:", ""]
     else:
         lines += ["", "## Metrics", ""]
+    if details.better_before:
+        lines += [f"No epoch of this training is better than the model before it: {details.better_before}.", ""]
     if details.leak:
         lines += [f"LEAK: the model was trained on evaluated images ({details.leak}).", ""]
     if details.intervals:

@@ -10,8 +10,8 @@ The rules, so that every sentence of the report can be verified:
   overlap.
 - The pace of a metric is its range over all rows divided by the number of steps.
 - The trend of the last three checkpoints is the slope of the least-squares line through them: rising or
-  falling when it is at least a quarter of the pace, else flat. A flat metric has collapsed if all of the last three
-  are visibly worse than the first row, the last one by more than chance.
+  falling when it is at least a quarter of the pace and the last step changes the score as shown, else flat. A flat
+  metric has collapsed if all of the last three are visibly worse than the first row, the last one by more than chance.
 - A rise or fall over the last three counts as unclear when no paired test of a step supports it, or without tests when
   it is smaller than half the width of the last confidence interval: it may be noise.
 - Over-fitting: from a metric's best row to the last, it falls by more than chance on the evaluated images while it
@@ -323,7 +323,7 @@ def _trend(run: RunScores, metric: str, values: Sequence[float]) -> tuple[Trend 
     swings = signs[0] != signs[1] != signs[2] and min(map(abs, steps)) >= TREND_SHARE * span
     if swings and False not in tests:
         return "swinging", slope, pace
-    if abs(slope) < TREND_SHARE * pace:
+    if abs(slope) < TREND_SHARE * pace or shows_zero(steps[-1]):
         drops = [_better(metric, value - values[0]) <= -VISIBLE for value in values[-TREND_WINDOW:]]
         collapsed = all(drops) and differ(run, metric, 0, last) is not False
         return ("collapsed" if collapsed else "flat"), slope, pace

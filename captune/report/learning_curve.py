@@ -153,6 +153,7 @@ class TrainingLog:
         captions_per_s: mean rate of training; None when not logged.
         peak_memory: bytes at the peak; None when not logged.
         energy: joules, if the machine measures them; None when not logged.
+        left_out: ids of the training images that were left out as unreadable; `facts` counts those that were used.
     """
 
     steps: tuple[float, ...] = ()
@@ -163,10 +164,25 @@ class TrainingLog:
     captions_per_s: float | None = None
     peak_memory: float | None = None
     energy: float | None = None
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def left_out_names(self) -> str:
+        """Up to three of the images that were left out."""
+        return ", ".join([*self.left_out[:3], *(["..."] if len(self.left_out) > 3 else [])])
+
+    @property
+    def training_images(self) -> str:
+        """How many training images were used and left out, in words; empty if none was left out."""
+        used, count = self.facts.get("images"), len(self.left_out)
+        if not count or not isinstance(used, int):
+            return ""
+        total = used + count
+        return f"{used:,} of {total:,} training images; {count:,} left out as unreadable ({self.left_out_names})"
 
 
 def read_log(path: str | Path) -> TrainingLog:
-    """Read the lines `run`, `step` and `cost` of a `log.jsonl`.
+    """Read the lines `run`, `quarantined`, `step` and `cost` of a `log.jsonl`.
 
     Lines that are not JSON objects are skipped, since a run may have been stopped while writing one. A missing log
     counts as empty.
@@ -187,6 +203,7 @@ def read_log(path: str | Path) -> TrainingLog:
     loss = [_number(by_step[step], "loss") for step in steps]
     lr = [_number(by_step[step], "learning_rate") for step in steps]
     facts: dict[str, Any] = next((event for event in reversed(events) if event.get("event") == "run"), {})
+    quarantined: dict[str, Any] = next((event for event in reversed(events) if event.get("event") == "quarantined"), {})
     times = [time for time in (_number(event, "time") for event in events) if math.isfinite(time)]
     return TrainingLog(
         steps=_thinned([float(step) for step in steps]),
@@ -197,6 +214,7 @@ def read_log(path: str | Path) -> TrainingLog:
         captions_per_s=math.fsum(rates) / len(rates) if rates else None,
         peak_memory=_largest(events, "peak_memory"),
         energy=_largest(events, "energy"),
+        left_out=tuple(map(str, quarantined.get("images") or ())),
     )
 
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from captune.common import escape_markdown, one_line
-from captune.report.analysis import TREND_WINDOW, Analysis, MetricAnalysis, Trend
+from captune.report.analysis import TREND_WINDOW, Analysis, Jump, MetricAnalysis, Trend
 from captune.report.columns import SLIDES_METRICS, column, format_value, shows_zero
 from captune.report.learning_curve import SIGNIFICANT, split_training_rows
 from captune.report.scores_json import RunScores
@@ -351,13 +351,27 @@ class _Narrative:
     def advice(self, run: RunScores) -> str:
         """What to do next, and which metrics lead to it."""
         advice, voters = self.analysis.advice, self.analysis.advised_by
-        if not advice or not voters:
-            return ""
         first = self.analysis.rows[0]
         select = (run.select or "CIDEr").lower()
-        selected = next((e.best for e in self.analysis.metrics if e.metric.lower() == select), self.analysis.best)
-        if selected == first and advice in ("stop", "lower learning rate"):
+        selected = next((entry for entry in self.analysis.metrics if entry.metric.lower() == select), None)
+        best = self.analysis.best if selected is None else selected.best
+        fall = None if selected is None else _fall(selected, self.analysis.rows)
+        if best == first and (advice in ("stop", "lower learning rate") or (fall is not None and advice != "continue")):
             return self.say("advice.none better", first=first)
+        if not advice or not voters:
+            return ""
+        if selected is not None and fall is not None and best != first and advice in ("continue", "more images"):
+            low = split_training_rows(run).run.values(selected.metric)[self.analysis.rows.index(fall.after)]
+            return self.say(
+                "advice.fell",
+                metric=selected.metric,
+                best=best,
+                value=selected.best_value,
+                low=low,
+                after=fall.after,
+                end=selected.last,
+                last=self.last,
+            )
         total = sum(1 for e in self.analysis.metrics if e.trend and e.metric in SLIDES_METRICS)
         key = "advice.votes_with_cider" if len(voters) * 2 <= total and "CIDEr" in voters else "advice.votes"
         votes = self.say(key, count=len(voters), total=total, metrics=list(voters))
@@ -454,6 +468,16 @@ class _Narrative:
         if not joined:
             return ""
         return self.say(f"{key}.more" if more > 0 else key, parts=joined, count=more, **values)
+
+
+def _fall(entry: MetricAnalysis, rows: Sequence[str]) -> Jump | None:
+    """The largest drop after the best row, if the last row has not made up for half of it."""
+    if entry.best is None:
+        return None
+    later = [drop for drop in entry.drops if rows.index(drop.before) >= rows.index(entry.best)]
+    fall = max(later, key=lambda drop: abs(drop.change), default=None)
+    is_lasting = fall is not None and abs(entry.best_value - entry.last) >= abs(fall.change) / 2
+    return fall if is_lasting else None
 
 
 def _improvement(entry: MetricAnalysis) -> float:

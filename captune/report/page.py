@@ -387,6 +387,7 @@ def _facts(run: RunScores, log: TrainingLog) -> dict[str, str]:
         "evaluated_images": f"{run.images:,}" if run.images is not None else "",
         "model": log.facts.get("model", ""),
         "train_images": _count(log.facts.get("images", "")),
+        "train_images_left_out": f"{len(log.left_out):,} ({log.left_out_names})" if log.left_out else "",
         "captions_an_epoch": _count(log.facts.get("captions", "")),
         "steps": _count(log.facts.get("steps", "")),
         **{key: log.facts.get(key, "") for key in ("step_captions", "device", "processes")},

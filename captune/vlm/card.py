@@ -62,5 +62,6 @@ def tuned_card(record: CheckpointRecord, *, merged: bool = False, details: CardD
         lines += [] if value is None else [f"- {name}: {value}"]
     lines += [f"- base model: {record.model if base else Path(record.model).name}, weights {record.frozen}"]
     lines += [f"- training manifest: {record.manifest_hash}"] if record.manifest_hash else []
+    lines += [f"- {details.training_images}"] if details.training_images else []
     lines += [f"- epoch {record.epoch}, optimizer step {record.step}, seed {record.seed}, captune {record.captune}"]
     return "\n".join([*lines, *metrics_table(details)]) + "\n"

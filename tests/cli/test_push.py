@@ -153,6 +153,22 @@ def test_a_pushed_folder_is_loaded_elsewhere(
     assert "Signature: `" in card.text
 
 
+def test_the_card_says_what_was_left_out_and_that_no_epoch_is_better(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_of(project, tmp_path / "elsewhere") / "runs" / "a"
+    content = json.loads((run / "scores.json").read_text())
+    content["checkpoints"][0]["corpus"]["CIDEr"] = 9.5
+    (run / "scores.json").write_text(json.dumps(content))
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"event": "quarantined", "images": ["IMG_3"], "reasons": ["IMG_3.jpg is empty"]}\n')
+    assert captune("push", f"{run}@epoch0", "--to", tmp_path / "shared") == 0
+    assert "Warning: no epoch of this run is better than pretrained by CIDEr (9.500)" in capsys.readouterr().err
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "- 4 of 5 training images; 1 left out as unreadable (IMG_3)\n" in card
+    assert "No epoch of this training is better than the model before it: pretrained, CIDEr 9.5000." in card
+
+
 def test_the_hub_receives_no_folder_of_this_machine(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from captune.cli import app, run
+from captune.cli import app, call, run
 from captune.report import read_csv, write_scores
 from captune.report.scores_json import CheckpointScores, RunScores
 
@@ -40,7 +40,7 @@ def run_dir(table: Path) -> Path:
 
 
 def _call(*arguments: object) -> int:
-    return run(lambda: app([str(argument) for argument in arguments], standalone_mode=False))
+    return run(lambda: call(app, [str(argument) for argument in arguments]))
 
 
 def test_run_directory(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +61,36 @@ def test_run_directory(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "report.html",
     ]
     assert (run_dir / "table.csv").read_text() == TABLE.replace("0.2320", "0.232")
+
+
+def test_images_that_were_left_out_are_counted(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        {"event": "run", "images": 31, "steps": 4},
+        {"event": "quarantined", "images": ["IMG_3"], "reasons": ["x"]},
+    ]
+    (run_dir / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert _call("report", run_dir) == 0
+    sentence = "Trained on 31 of 32 training images; 1 left out as unreadable (IMG_3)."
+    assert sentence in capsys.readouterr().out.splitlines()
+    page = (run_dir / "report.html").read_text()
+    assert "Training images left out as unreadable" in page
+    assert "1 (IMG_3)" in page
+    assert _call("report", run_dir, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["left_out_images"] == ["IMG_3"]
+
+
+def test_a_run_that_got_worse_is_not_suggested_for_sharing(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "checkpoints").mkdir()
+    assert _call("report", run_dir) == 0
+    assert f"captune push {run_dir} --to ./run-model" in capsys.readouterr().err
+    content = json.loads((run_dir / "scores.json").read_text())
+    content["checkpoints"][0]["corpus"]["CIDEr"] = 0.9
+    (run_dir / "scores.json").write_text(json.dumps(content))
+    assert _call("report", run_dir) == 0
+    err = capsys.readouterr().err
+    assert f"No checkpoint of {run_dir} is better than pretrained by CIDEr (0.900)." in err
+    assert "push" not in err
+    assert err.splitlines()[-1].endswith(f"captune report {run_dir} --terminal")
 
 
 def test_scores_file_itself_and_pdf(run_dir: Path, tmp_path: Path) -> None:

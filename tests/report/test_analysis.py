@@ -56,6 +56,8 @@ def test_slides_jumps_trend_and_advice(make_run: Any, slides: Any) -> None:
     [
         ((0.1, 0.2, 0.3, 0.4, 0.5), "rising", "continue"),
         ((0.1, 0.5, 0.6, 0.6, 0.6), "flat", "stop"),
+        ((0.1, 0.2, 0.6, 0.6), "flat", "stop"),
+        ((0.6, 0.5, 0.2, 0.2), "collapsed", "lower learning rate"),
         ((0.1, 0.5, 0.7, 0.6, 0.5), "falling", "lower learning rate"),
         ((0.1, 0.6, 0.3, 0.6, 0.3), "swinging", "lower learning rate"),
         ((0.5, 0.5, 0.5, 0.5, 0.5), "flat", "stop"),
@@ -269,3 +271,19 @@ def test_the_metric_of_train_select_decides_whether_an_epoch_is_better(make_run:
     run = make_run({"CIDEr": (0.5, 0.6, 0.7, 0.55), "BLEU-1": (0.4, 0.3, 0.3, 0.3), "BLEU-2": (0.4, 0.3, 0.3, 0.3)})
     assert not _texts(run)["Advice"].startswith("No epoch")
     assert _texts(dataclasses.replace(run, select="bleu-1"))["Advice"].startswith("No epoch scores higher than")
+
+
+def test_a_run_that_got_worse_is_advised_on_with_few_rows(make_run: Any) -> None:
+    assert _texts(make_run({"CIDEr": (3.2, 0.7, 0.6)}))["Advice"].startswith("No epoch scores higher than pretrained")
+    assert "Advice" not in _texts(make_run({"CIDEr": (0.7, 3.2, 3.1)}))
+
+
+def test_the_epoch_before_a_fall_is_recommended(make_run: Any) -> None:
+    texts = _texts(make_run({"CIDEr": (0.2, 3.26, 0.74, 0.91, 1.64), "BLEU-1": (0.1, 0.6, 0.2, 0.3, 0.4)}))
+    assert texts["Advice"] == (
+        "Take epoch0: CIDEr is 3.2600 there, fell to 0.7400 at epoch1 and is 1.6400 at epoch3; to train further, start "
+        "from epoch0 with a lower learning rate."
+    )
+    # Most of the fall is made up for.
+    recovered = _texts(make_run({"CIDEr": (0.2, 3.26, 0.74, 1.91, 3.2), "BLEU-1": (0.1, 0.6, 0.2, 0.4, 0.6)}))
+    assert recovered["Advice"].startswith("Continue training")

@@ -12,6 +12,7 @@ import pytest
 from captune.report import RunScores, TrainingLog, build_page, compare_runs, write_report
 from captune.report.columns import describe
 from captune.report.headline import comparison_headline, examples, headline
+from captune.report.narrative import catalogue
 from captune.report.settings import changed_settings, image_links, read_settings, run_differences
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -100,6 +101,10 @@ def test_three_images_by_their_change(make_run: Any) -> None:
     noise = _with_images(make_run({"CIDEr": (1.0, 1.2)}), (1e-9, -0.5, -1e-9))
     assert [e.kind for e in examples(noise)] == ["least_regressed", "typical", "regressed"]
     assert examples(make_run({"CIDEr": (1.0, 1.2)})) == []
+    # The rule below the images is true of every kind: it does not call the last one a loss.
+    rule = catalogue("en").page["example_rule"]
+    assert "lowest" in rule
+    assert "loss" not in rule
 
 
 def test_hostile_settings_and_captions_stay_text(make_run: Any, tmp_path: Path) -> None:
