@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,43 @@ def test_every_synonym_names_a_key() -> None:
 def test_absent_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="There is no configuration"):
         load_config(tmp_path / "absent.yaml")
+
+
+def test_data_next_to_the_configuration_is_read_where_the_working_directory_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, other = tmp_path / "photos", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    content = "data: {train: photos.jsonl, evaluate: held.jsonl}\nevaluate: {protocol: street.yaml}\n"
+    (folder / "photos.yaml").write_text(content)
+    for name in ("photos.jsonl", "street.yaml"):
+        (folder / name).touch()
+    monkeypatch.chdir(other)
+    config = load_config("../photos/photos.yaml")
+    assert config.data.train == Path("../photos/photos.jsonl")
+    assert config.data.evaluate == Path("held.jsonl")  # exists nowhere
+    assert config.evaluate.protocol == "../photos/street.yaml"
+    sentence = "data.train is ../photos/photos.jsonl; the working directory has no photos.jsonl."
+    assert caplog.messages[0] == f"../photos/photos.yaml: {sentence}"
+    # An override is relative to the working directory only, and a file that is there is read.
+    assert load_config("../photos/photos.yaml", ["data.train=photos.jsonl"]).data.train == Path("photos.jsonl")
+    (other / "photos.jsonl").touch()
+    assert load_config("../photos/photos.yaml").data.train == Path("photos.jsonl")
+    monkeypatch.chdir(folder)
+    caplog.clear()
+    assert load_config("photos.yaml").data.train == Path("photos.jsonl")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(("name", "kind"), [("my photos.jsonl", "manifest"), ("captions.CSV", "table")])
+def test_data_in_place_of_a_configuration(tmp_path: Path, name: str, kind: str) -> None:
+    file = tmp_path / name
+    file.write_text('{"id": "1", "image": "1.jpg", "captions": ["A dog."], "split": "train"}\n')
+    with pytest.raises(ConfigError) as refused:
+        load_config(file)
+    command = shlex.join(["captune", "init", str(file)])
+    assert str(refused.value) == f"{file} is a {kind} and not a configuration; write one with: {command}"
 
 
 def test_overrides_win_and_reach_every_section() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -120,19 +121,55 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: `section.key=value` strings; values are YAML. For a file of the original also in its words.
 
     Returns:
-        The checked configuration. Relative paths in it are relative to the working directory.
+        The checked configuration. Relative paths in it are relative to the working directory; a data file that does
+        not exist there is read next to the YAML file, if it exists there.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is not of the kind expected.
     """
     content = _read_yaml(Path(path))
-    if not is_lavis(content):
-        return parse_config(content, overrides, source=str(path))
-    config, notes = _from_lavis(content, overrides, str(path), int(os.environ.get("WORLD_SIZE", "1")))
+    if is_lavis(content):
+        config, notes = _from_lavis(content, overrides, str(path), int(os.environ.get("WORLD_SIZE", "1")))
+    else:
+        notes = _use_files_next_to(Path(path), content, overrides)
+        config = parse_config(content, overrides, source=str(path))
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             logger.warning("%s: %s", path, note)
     return config
+
+
+_DATA_FILES = (("data", "train"), ("data", "evaluate"), ("evaluate", "protocol"))
+"""Sections and keys of files that a configuration names."""
+
+
+def _use_files_next_to(path: Path, content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Replace relative paths of data files that exist only next to the YAML file, as when it is used from elsewhere.
+
+    Args:
+        path: of the YAML file.
+        content: its sections, which are changed.
+        overrides: `section.key=value` strings, which win over the file and are relative to the working directory.
+
+    Returns:
+        A sentence for each path that was replaced.
+    """
+    overridden = {override.partition("=")[0].strip() for override in overrides}
+    notes = []
+    for section, key in _DATA_FILES:
+        settings = content.get(section)
+        if not isinstance(settings, dict) or not overridden.isdisjoint((section, f"{section}.{key}")):
+            continue
+        name = settings.get(key)
+        if not isinstance(name, str) or os.path.isabs(name) or os.path.lexists(os.path.expanduser(name)):
+            continue
+        if key == "protocol" and not Path(name).suffix:  # the name of a protocol that captune has
+            continue
+        other = os.path.normpath(path.parent / name)
+        if os.path.isfile(other):
+            settings[key] = other
+            notes.append(f"{section}.{key} is {other}; the working directory has no {name}.")
+    return notes
 
 
 def convert_config(
@@ -164,7 +201,15 @@ def _from_lavis(
     return parse_config(translation.settings, translation.overrides, source=source), translation.notes
 
 
+_DATA_SUFFIXES = {".jsonl": "manifest", ".csv": "table", ".tsv": "table", ".parquet": "table"}
+"""Endings of files from which `captune init` makes a configuration."""
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
+    kind = _DATA_SUFFIXES.get(path.suffix.lower())
+    if kind is not None and path.is_file():
+        command = shlex.join(["captune", "init", str(path)])
+        raise ConfigError(f"{path} is a {kind} and not a configuration; write one with: {command}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

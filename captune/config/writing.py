@@ -30,7 +30,8 @@ A run is a YAML file with the sections below. Every key has a default, so a file
 captune train train_configs/toy.yaml train.epochs=3 data.train_split=train,restval
 ```
 
-Unknown keys are errors. The configuration of a run, with all defaults filled in, is stored as `config.yaml` in its
+Unknown keys are errors. Relative paths are relative to the working directory; a manifest or protocol of the file that
+does not exist there is read next to the file, which a message states. The configuration of a run, with all defaults filled in, is stored as `config.yaml` in its
 output folder. This page is generated: `python -m captune.config --write docs/configuration.md`.
 """
 _TYPES = {bool: "`true`, `false`", int: "integer", float: "number", str: "text", Path: "path", type(None): "null"}
