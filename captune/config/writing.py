@@ -31,8 +31,9 @@ captune train train_configs/toy.yaml train.epochs=3 data.train_split=train,restv
 ```
 
 Unknown keys are errors. Relative paths are relative to the working directory; a manifest or protocol of the file that
-does not exist there is read next to the file, which a message states. The configuration of a run, with all defaults filled in, is stored as `config.yaml` in its
-output folder. This page is generated: `python -m captune.config --write docs/configuration.md`.
+does not exist there is read next to the file, which a message states. The configuration of a run, with all defaults
+filled in, is stored as `config.yaml` in its output folder. This page is generated: `python -m captune.config --write
+docs/configuration.md`.
 """
 _TYPES = {bool: "`true`, `false`", int: "integer", float: "number", str: "text", Path: "path", type(None): "null"}
 _BOUNDS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}"}
