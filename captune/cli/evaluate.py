@@ -281,6 +281,7 @@ def _checked_settings(
     from captune.evaluation import load_protocol
     from captune.preflight import check_run, extra_imports, require_extra
 
+    _refuse_two_outputs(overrides, out)
     settings = run_settings(config, overrides)
     require_extra("captune evaluate", "train")
     load_protocol(settings.evaluate.protocol)
@@ -293,6 +294,16 @@ def _checked_settings(
     if checkpoints is None:
         checkpoints = run_checkpoints(settings)
     return _written_to(settings, config, overrides, checkpoints, out), checkpoints
+
+
+def _refuse_two_outputs(settings: list[str], out: Path | None) -> None:
+    """Refuse the setting `output` next to --out."""
+    setting = next((text for text in settings if text.partition("=")[0] == "output"), None)
+    if setting is not None and out is not None:
+        raise ConfigError(
+            f"'{setting}' and --out {out} both name the output folder; leave one of them out. A row needs another "
+            "label than 'output'."
+        )
 
 
 def _manifest_and_split(source: str, split: str | None) -> tuple[str, str | None]:
@@ -435,6 +446,7 @@ def run_models(request: ModelsRequest, *, as_json: bool = False) -> None:
             f"{request.models[0]} is a model without a run; give the images to evaluate it on as --data MANIFEST and a "
             "folder for captions, scores and table as --out FOLDER."
         )
+    _refuse_two_outputs(request.settings, request.out)
     manifest, split = request.data
     data = {"train": manifest, "evaluate": manifest, "name": data_name(manifest)}
     data |= {} if split is None else {"evaluate_split": split}
@@ -452,4 +464,4 @@ def run_models(request: ModelsRequest, *, as_json: bool = False) -> None:
             endpoint_options=request.requests,
             match=request.match,
         )
-    _print_scores(scores, request.out, as_json=as_json)
+    _print_scores(scores, config.output, as_json=as_json)

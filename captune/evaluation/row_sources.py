@@ -45,6 +45,7 @@ Kind = Literal["model", "endpoint", "captions"]
 _MOST_LABEL = 80
 _CAPTION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".gz")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt")
+_MODEL_FILES = ("config.json", "adapter_config.json")
 _SETTING = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 _EPOCH = re.compile(r"epoch-(\d+)")
 
@@ -103,7 +104,12 @@ def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     Returns:
         The rows and the settings. A text with a section or key of the configuration before its "=" is a setting, as is
         one that looks like it and names nothing that could be evaluated.
+
+    Raises:
+        ConfigError: a text may be either: a key of the configuration with something that can be evaluated.
     """
+    for text in arguments:
+        _refuse_ambiguous(text)
     settings = [text for text in arguments if _is_setting(text)]
     return [text for text in arguments if not _is_setting(text)], settings
 
@@ -117,6 +123,26 @@ def _is_setting(text: str) -> bool:
     # "sed=1" is a typo, "lora=out/checkpoint-500" is not.
     names_row = is_endpoint(value) or "/" in value or value in TOY or os.path.exists(value) or run_of(value) is not None
     return _SETTING.fullmatch(key) is not None and not names_row
+
+
+def _refuse_ambiguous(text: str) -> None:
+    """Refuse a row whose label is a key of the configuration, which would be read as a setting."""
+    key, _, value = text.partition("=")
+    field = RunConfig.model_fields.get(key)
+    if field is None or not value or os.path.exists(text):
+        return
+    path = Path(value).expanduser()
+    names_row = is_endpoint(value) or (path.is_file() and path.suffix.lower() in _CAPTION_SUFFIXES)
+    names_row = names_row or any((path / name).is_file() for name in _MODEL_FILES)
+    meaning = f"the setting {key}"
+    if hasattr(field.annotation, "model_fields"):  # a section, whose value is no text
+        names_row = names_row or value in TOY or path.exists() or run_of(value) is not None
+        meaning = f"the section {key} of the configuration, whose settings are given as {key}.KEY=VALUE"
+    if names_row:
+        raise ConfigError(
+            f"'{text}' may be {meaning}, or the row {value} with the label '{key}'; give the row another label, such "
+            f"as my-{key}={value}."
+        )
 
 
 def parse_sources(texts: Sequence[str]) -> list[RowSource]:

@@ -77,6 +77,29 @@ def test_settings_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert split_settings([*rows, *settings]) == (rows, settings)
 
 
+def test_labels_that_are_keys_of_the_configuration(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They are refused where the value may be a row, and remain settings elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    write_results(tmp_path / "a.json", some_captions(manifest))
+    for folder, file in (("lora", "adapter_config.json"), ("pred", "x"), ("7", "x")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("{}")
+    for text in ("output=lora", "seed=a.json", "train=pred", "model=toy", "data=http://h/v1#m", "output=a.json"):
+        label, _, value = text.partition("=")
+        with pytest.raises(ConfigError, match=f"or the row {value} with the label '{label}'; give the row another"):
+            split_settings(["b.json", text])
+    settings = ["seed=7", "output=pred", "output=new", "tracker=none", "train={epochs: 3}"]
+    assert split_settings(settings) == ([], settings)
+    arguments = ("a.json", "--data", manifest, "--metrics", "bleu", "--out", "out")
+    assert command(*arguments, "output=pred") == 2
+    assert "'output=pred' and --out out both name the output folder; leave one" in capfd.readouterr().err
+    assert command(*arguments, "output=lora") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["7", "a.json", "lora", "photos", "pred"]
+    assert [path.name for path in (tmp_path / "lora").iterdir()] == ["adapter_config.json"]
+
+
 def test_sources(manifest: Path, tmp_path: Path) -> None:
     results = write_results(tmp_path / "blip.json", some_captions(manifest))
     assert parse_source("toy") == RowSource("model", "toy")
