@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from captune.common import split_thinking
-from captune.data import has_rotation, load_image
+from captune.data import has_rotation, load_image, plural
 from captune.decoding import Caption, DecodingOptions
 from captune.errors import ConfigError, InputError, ToolError
 from captune.parsing import load_json
@@ -42,6 +42,9 @@ _LONGEST_WAIT = 60.0
 _MOST_REFUSED = 3
 """Images that may be refused before the first answer; then the request itself is taken to be wrong."""
 _GREEDY_REFUSED = re.compile(r"temperature.*not support|unsupported.*temperature", re.IGNORECASE)
+_FAILED_END = re.compile(r"error|abort|cancel|fail|timeout|insufficient", re.IGNORECASE)
+"""In the `finish_reason` of an answer that the server did not complete."""
+_LENGTH_ENDS = ("length", "max_tokens", "model_length")
 _MOST_BYTES = 8 << 20
 """Of an answer."""
 _SIGNATURES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
@@ -74,7 +77,7 @@ class Answer:
     Attributes:
         caption: its text is empty where the model refused, or answered with nothing.
         refused: why there is no caption, in the words of the server; empty if there is one or it is just empty.
-        is_final: whether the model answered; False where the server refused the request for this image.
+        is_final: whether the model answered; False where the server refused the request for this image or failed.
     """
 
     caption: Caption
@@ -90,11 +93,14 @@ class _RequestError(Exception):
         message: of the server or the system.
         code: of the error, for programs.
         wait: seconds after which the server wants the next request.
+        of_image: the server works, and failed in the generation of this caption.
     """
 
-    def __init__(self, status: int, message: str, code: str = "", wait: float | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str = "", wait: float | None = None, *, of_image: bool = False
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.wait = status, message, code, wait
+        self.status, self.message, self.code, self.wait, self.of_image = status, message, code, wait, of_image
 
     @property
     def may_pass(self) -> bool:
@@ -227,7 +233,10 @@ class Endpoint:
                     raise result
                 answered, refused = answered + result.is_final, refused + (not result.is_final)
                 if not answered and refused == min(_MOST_REFUSED, len(files)):
-                    raise InputError(f"The model {self.model} of {self.address} refuses images: {result.refused}.")
+                    raise InputError(
+                        f"The model {self.model} of {self.address} captions none of the first "
+                        f"{plural(refused, 'image')}: {result.refused}."
+                    )
                 on_answer(index, result)
         finally:
             stopping.set()
@@ -242,7 +251,7 @@ class Endpoint:
         while not stopping.is_set():
             request = self._request(messages)
             try:
-                return _read_answer(self._send("/chat/completions", request))
+                return _read_answer(self._send("/chat/completions", request), _key(self.address))
             except _RequestError as failure:
                 if self._adapts(failure, request):
                     continue
@@ -252,6 +261,8 @@ class Endpoint:
                     return Answer(Caption("", 0, True), failure.message, is_final=False)
                 attempt += 1
                 if attempt == self.options.attempts:
+                    if failure.of_image:
+                        return Answer(Caption("", 0, True), failure.message, is_final=False)
                     raise ToolError(
                         f"{self.address} gave no answer in {attempt} attempts, at last: {failure.message}. The answers "
                         "so far are stored; give the same command again to continue."
@@ -340,7 +351,7 @@ class Endpoint:
             handlers.append(urllib.request.ProxyHandler({}))
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=self.options.timeout) as answer:
-                return load_json(answer.read(_MOST_BYTES))
+                content = answer.read(_MOST_BYTES)
         except urllib.error.HTTPError as error:
             with error:
                 raise _http_failure(error, key) from None
@@ -350,8 +361,11 @@ class Endpoint:
             if not isinstance(reason, TimeoutError):
                 text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
             raise _RequestError(0, text) from None
+        try:
+            return load_json(content)
         except ValueError:
-            raise _RequestError(0, "its answer is not JSON") from None
+            words = _readable(content.decode("utf-8", "replace"), key)[:100]
+            raise _RequestError(0, f"its answer is not JSON: '{words}'" if words else "its answer is empty") from None
 
 
 def _parse(url: str) -> tuple[str, str]:
@@ -396,24 +410,35 @@ def _key(address: str) -> str | None:
 
 def _http_failure(error: urllib.error.HTTPError, key: str | None) -> _RequestError:
     """The failure in an HTTP answer, in the server's words."""
-    status, code = error.code, ""
+    status, code, message = error.code, "", ""
     if 300 <= status < 400:
         return _RequestError(404, f"it redirects to {error.headers.get('Location')}; give that address")
     try:
         content = error.read(_MOST_BYTES)
         message = content.decode("utf-8", "replace")
         tree = load_json(content)
-        body = tree.get("error", tree)
-        code = str(body.get("code") or "") if isinstance(body, dict) else ""
-        message = str(body.get("message") or body.get("detail") or message) if isinstance(body, dict) else str(body)
+        message, code = _error_words(tree.get("error", tree), message)
     except (OSError, ValueError, AttributeError, http.client.HTTPException):
-        message = ""
-    message = " ".join(re.sub(r"<[^>]*>", " ", message).split())[:300].rstrip(".") or str(error.reason)
-    if key is not None:
-        message = message.replace(key, "***")
+        pass
+    message = _readable(message, key) or str(error.reason)
     wait = error.headers.get("Retry-After", "")
     seconds = float(wait) if re.fullmatch(r"\d+(\.\d+)?", wait) else None
     return _RequestError(status, f"{message} (status {status})", code, seconds)
+
+
+def _error_words(body: Any, default: str = "") -> tuple[str, str]:
+    """Message and code of the error object of an answer."""
+    if not isinstance(body, dict):
+        return str(body), ""
+    return str(body.get("message") or body.get("detail") or default), str(body.get("code") or "")
+
+
+def _readable(text: str, key: str | None) -> str:
+    """The words of a server as part of one line, without HTML and without the key."""
+    text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", text, flags=re.IGNORECASE | re.DOTALL)
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    text = text if key is None else text.replace(key, "***")
+    return text[:300].rstrip(".")
 
 
 def _delay(attempt: int, failure: _RequestError) -> float:
@@ -431,34 +456,43 @@ def _model_names(answer: Any) -> list[str]:
         return []
 
 
-def _read_answer(tree: Any) -> Answer:
+def _read_answer(tree: Any, key: str | None = None) -> Answer:
     """The caption in a chat completion.
 
     Raises:
-        _RequestError: it is none.
+        _RequestError: it is none, or the server did not complete it.
     """
+    if isinstance(tree, dict) and tree.get("error"):
+        message, code = _error_words(tree["error"], str(tree["error"]))
+        status = int(code) if re.fullmatch(r"[45]\d\d", code) else 0
+        raise _RequestError(status, _readable(message, key), code)
     try:
         choice = tree["choices"][0]
         message = choice["message"]
         content = message.get("content") or ""
         if isinstance(content, list):
             content = "".join(part.get("text", "") for part in content)
-        text = str(content).encode("utf-8", "replace").decode().strip()
+        text = content.encode("utf-8", "replace").decode().strip()
         refusal = message.get("refusal") or ""
         finish = choice.get("finish_reason")
+        failure = choice.get("error")
         reasoning = message.get("reasoning_content") or message.get("reasoning")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise _RequestError(0, "its answer is no chat completion") from None
     if not refusal and finish == "content_filter":
         refusal = "filtered by the server"
+    if isinstance(finish, str) and _FAILED_END.search(finish):
+        words = f": {_readable(_error_words(failure, str(failure))[0], key)}" if failure else ""
+        raise _RequestError(0, f"the answer ended with finish_reason '{finish}'{words}", of_image=True)
+    is_cut = finish in _LENGTH_ENDS
     usage = tree.get("usage") or {}
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     written = split_thinking(text)
     thinking = written.thinking
     if reasoning and thinking == "none":  # the server has removed it
-        thinking = "removed" if written.text or finish != "length" else "unclosed"
+        thinking = "removed" if written.text or not is_cut else "unclosed"
     count = tokens if isinstance(tokens, int) else 0
-    return Answer(Caption("" if refusal else written.text, count, finish != "length", thinking), str(refusal))
+    return Answer(Caption("" if refusal else written.text, count, not is_cut, thinking), str(refusal))
 
 
 def image_url(file: Path, *, exif_rotation: bool = True) -> str:

@@ -32,7 +32,7 @@ from captune.report import RunScores, read_scores
 Reply = tuple[int, Any] | tuple[int, Any, dict[str, str]]
 
 
-def completion(text: str | None, finish: str = "stop", **message: Any) -> Reply:
+def completion(text: Any, finish: str = "stop", **message: Any) -> Reply:
     """A chat completion."""
     content = {"role": "assistant", "content": text, **message}
     return 200, {"choices": [{"message": content, "finish_reason": finish}], "usage": {"completion_tokens": 3}}
@@ -310,7 +310,9 @@ def test_a_request_that_is_always_refused_ends_the_evaluation(
     server: Server, manifest: Path, tmp_path: Path, concurrency: int
 ) -> None:
     server.answer = lambda _request, _number: failed(400, "this model takes no images")
-    with pytest.raises(InputError, match=r"The model tiny of http.* refuses images: this model takes no images"):
+    with pytest.raises(
+        InputError, match=r"The model tiny of http.* captions none of the first 3 images: this model takes no images"
+    ):
         evaluate(manifest, tmp_path / "out", server.address, endpoint_options=EndpointOptions(concurrency))
     assert len(server.requests) <= 6
 
@@ -391,8 +393,58 @@ def test_faults_of_addresses_are_one_sentence(
     assert "beam search cannot be requested" in capfd.readouterr().err
     for answer in ((200, b"<html>"), (200, {"text": "no completion"})):
         server.answer = lambda _request, _number, answer=answer: answer  # type: ignore[misc]
-        with pytest.raises(ToolError, match="in 2 attempts, at last: its answer is no"):
+        with pytest.raises(ToolError, match=r"in 2 attempts, at last: its answer is (empty|no)"):
             evaluate(manifest, tmp_path / "x", server.address, endpoint_options=EndpointOptions(attempts=2))
+
+
+@pytest.mark.parametrize("finish", ["error", "abort", "network_error"])
+def test_answers_that_the_server_did_not_complete(
+    server: Server, manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, finish: str
+) -> None:
+    """They are requested again; an image of which every answer failed counts as refused."""
+    failing = completion("A d", finish)
+    failing[1]["choices"][0]["error"] = {"message": "the worker died", "code": 502}
+    server.answer = lambda _request, number: failing if number in (2, 3, 5, 6) else completion("a card", "eos")
+    options = EndpointOptions(concurrency=1, attempts=2)
+    (row,) = evaluate(manifest, tmp_path / "out", server.address, endpoint_options=options).checkpoints
+    assert list(row.captions.values()) == ["a card", "", "a card", "", "a card", "a card"]
+    assert len(server.requests) == 8
+    words = f"the answer ended with finish_reason '{finish}': the worker died"
+    assert f"2 answers of 6 without a caption, scored as empty; {words}." in caplog.text
+    server.requests.clear()
+    server.answer = lambda _request, _number: completion("a new card")
+    (row,) = evaluate(manifest, tmp_path / "out", server.address, endpoint_options=options).checkpoints
+    assert (len(server.requests), list(row.captions.values()).count("a new card")) == (2, 2)
+    server.answer = lambda _request, _number: failing
+    with pytest.raises(InputError, match=f"captions none of the first 3 images: {words}"):
+        evaluate(manifest, tmp_path / "other", server.address, endpoint_options=options)
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ((200, {"error": {"message": "out of memory in secret-key-1"}}), r"out of memory in \*\*\*\."),
+        ((200, {"error": "out of memory"}), r"out of memory\."),
+        ((200, b"<html><style>b {}</style><b>Log in</b>"), r"its answer is not JSON: 'Log in'\."),
+        ((200, b""), r"its answer is empty\."),
+        (completion({"text": "A cat"}), r"its answer is no chat completion\."),
+        (completion(7), r"its answer is no chat completion\."),
+        (completion([{"type": "text", "text": None}]), r"its answer is no chat completion\."),
+    ],
+)
+def test_answers_without_a_completion(
+    server: Server, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: Reply, words: str
+) -> None:
+    monkeypatch.setenv("CAPTUNE_API_KEY", "secret-key-1")
+    server.answer = lambda _request, _number: reply
+    with pytest.raises(ToolError, match=f"in 2 attempts, at last: {words}"):
+        evaluate(manifest, tmp_path / "out", server.address, endpoint_options=EndpointOptions(attempts=2))
+
+
+def test_an_error_with_status_200_and_a_code(server: Server, manifest: Path, tmp_path: Path) -> None:
+    server.answer = lambda _request, _number: (200, {"error": {"message": "wrong image", "code": 400}})
+    with pytest.raises(InputError, match="captions none of the first 3 images: wrong image"):
+        evaluate(manifest, tmp_path / "out", server.address)
 
 
 def test_a_request_has_a_time_limit(server: Server, manifest: Path, tmp_path: Path) -> None:
