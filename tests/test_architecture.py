@@ -153,7 +153,9 @@ WALLS["integrations"] = {
     "distributed",
     "evaluation",
     "events",
+    "metrics",
     "model",
+    "parsing",
     "report",
 }
 

@@ -22,7 +22,7 @@ from captune.decoding import (
     collect_captions,
     has_captions,
 )
-from captune.errors import InputError, NonFiniteScoresError, RefusedImagesError
+from captune.errors import InputError, MetricInputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation.protocol import PRETRAINED, START, EvaluationSet
 from captune.metrics import (
     METRICS,
@@ -417,15 +417,20 @@ class Evaluation:
             del self._earlier[row.name]
 
     def restore(self, rows: Sequence[CheckpointScores]) -> None:
-        """Add rows of an earlier part of the same run; their captions are scored again."""
+        """Add rows of an earlier part of the same run; their captions are scored again.
+
+        The signatures say how these captions were made, and how they are scored now.
+        """
         for row in rows:
             if row.error is not None:
                 self._add_row(row, None)
                 continue
             self._append(row.epoch, dict(row.captions), row.unfinished, row.thinking, row.train_slice, row.name)
+            signature = _signature_of_captions(row.signature, self.rows[-1].signature)
+            self.rows[-1] = replace(self.rows[-1], signature=signature)
             if row.name != checkpoint_name(row.epoch, self._config):
-                # The prompt of another captioner is in its signature.
-                self.rows[-1] = replace(self.rows[-1], signature=row.signature, notes=row.notes)
+                # The notes of another captioner say where its captions come from.
+                self.rows[-1] = replace(self.rows[-1], notes=row.notes)
 
     def leave_out(self, name: str) -> None:
         """Remove the earlier scores of a row that cannot be scored now."""
@@ -562,6 +567,14 @@ class Evaluation:
                 {"id": number, "image_id": image, "caption": caption} for number, (image, caption) in enumerate(pairs)
             ],
         }
+
+
+def _signature_of_captions(made: str, scored: str) -> str:
+    """A signature with the prompt, decoding and origin of one, and everything else of another one."""
+    try:
+        return str(Signature.parse(scored).with_captions_of(Signature.parse(made)))
+    except MetricInputError:
+        return made or scored  # of an older version, or of a file that was changed
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -28,11 +28,13 @@ from captune.data import folder_lock, resolve_image
 from captune.data.leaks import ImageFile
 from captune.decoding import Caption
 from captune.distributed import DistributedContext
-from captune.errors import ConfigError, InputError, NonFiniteScoresError, RefusedImagesError
+from captune.errors import ConfigError, InputError, MetricInputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation import PRETRAINED, Evaluation, decoding_options, evaluation_set
 from captune.events import thinking_note
-from captune.integrations.live_training import live_captioner, training_leaks
-from captune.report import BackgroundReport, RunScores, format_value, read_scores
+from captune.integrations.live_training import live_captioner, model_name, training_leaks
+from captune.metrics import Signature
+from captune.parsing import load_json
+from captune.report import BackgroundReport, CheckpointScores, RunScores, format_value, read_scores
 
 __all__ = ["CaptionEvaluation"]
 
@@ -50,8 +52,8 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
     `captune evaluate CHECKPOINT --data MANIFEST` with the checkpoint of the same step. The scores are metrics of the
     trainer's evaluation, as `eval_captune_CIDEr`. A row that cannot be scored says why, and training continues. Charts
     and page are written by another process while training continues; they are complete when it has ended, and the cost
-    is printed. A resumed training adds its rows to those of the steps before; a new training in the folder of another
-    one writes to `OUTPUT-2`.
+    is printed. A resumed training adds its rows to those of the steps before; every other training with the same
+    output, and a resumed one of another model, writes to `OUTPUT-2`.
 
     Args:
         manifest: lists the images and their reference captions.
@@ -87,6 +89,7 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
                 f"Protocol {self._config.evaluate.protocol} evaluates training images of a run of captune; choose "
                 "protocol karpathy."
             )
+        self._root = self._config.output
         self._options = decoding_options(self._images.rules.applied(self._config))
         self._instruction = self._images.rules.instruction or instruction
         self._processor = processor
@@ -96,6 +99,8 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
         self._seconds = {"captioning": 0.0, "scoring": 0.0}
         self._scores: dict[int, dict[str, float]] = {}
         self._failures: dict[int, str] = {}
+        self._training: dict[str, str] = {}
+        self._earlier_row: CheckpointScores | None = None
         self._is_training = False
 
     @property
@@ -109,7 +114,7 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
         self._is_training = True
         self._evaluation, self._scores, self._failures = None, {}, {}
         self._report, self._seconds = None, {"captioning": 0.0, "scoring": 0.0}
-        rows = _on_main(dist, lambda: self._begin(state.global_step, kwargs.get("train_dataloader")))
+        rows = _on_main(dist, lambda: self._begin(args, state.global_step, kwargs))
         if isinstance(rows, str):
             self._report_failure(dist, "start", rows)
         else:
@@ -148,16 +153,29 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
             f"{self._report.seconds:.1f} s in another process, {waited:.1f} s of them after training"
         )
 
-    def _begin(self, step: int, dataloader: Any) -> dict[str, dict[int, Any]]:
+    def _begin(self, args: Any, step: int, parts: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
         """Prepare the table in the main process; the scores and failures of earlier steps by step."""
+        self._training = {
+            "model": model_name(parts["model"]),
+            "instruction": self._instruction or "",
+            "decoding": str(self._options),
+            "checkpoints": os.path.realpath(args.output_dir),
+        }
         folder, rows = self._folder(step)
-        if folder != self.output:
-            logger.warning("%s holds other scores; those of this training are written to %s.", self.output, folder)
+        if rows is not None:
+            logger.warning("The rows of the resumed training are added to the table in %s.", folder)
+        elif folder != self._root:
+            logger.warning(
+                "%s holds the scores of another training; those of this one are written to %s.", self._root, folder
+            )
         config = self._config.model_copy(update={"output": folder})
+        dataloader = parts.get("train_dataloader")
         images = replace(self._images, leak=self._leak(dataloader)) if self._find_leaks else self._images
         evaluation = Evaluation(config, images)
         if rows is not None:
             evaluation.restore([row for row in rows.checkpoints if _step(row.name) <= step])
+        scored = [row for row in evaluation.rows if row.error is None]
+        self._earlier_row = scored[-1] if scored else None
         self._config, self._evaluation = config, evaluation
         ids = (str(image.id) for image in images.images)
         self._report = BackgroundReport(
@@ -171,19 +189,34 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
     def _folder(self, step: int) -> tuple[Path, RunScores | None]:
         """The output folder, and its scores if training continues from a step after the first.
 
-        A new training takes the first folder without scores of another one, a resumed one the last one with scores.
+        A new training takes the first folder without scores. A resumed one takes that of its own checkpoints, or else
+        the last one of a training with the same model, prompt and decoding.
         """
-        number, folder = 1, self.output
-        latest: tuple[Path, RunScores | None] = folder, None
+        number, folder = 1, self._root
+        earlier: list[tuple[bool, int, Path, RunScores]] = []
         while (folder / "scores.json").exists() or (folder / "config.yaml").exists():
-            rows = self._rows(folder)
+            rows = self._rows(folder) if step else None
             if rows is not None:
-                if step == 0 and len(rows.checkpoints) == 1:
-                    return folder, None
-                latest = folder, rows
+                differing = self._differing(folder)
+                if "model" not in differing and ("checkpoints" not in differing or len(differing) == 1):
+                    earlier.append(("checkpoints" not in differing, number, folder, rows))
             number += 1
-            folder = self.output.with_name(f"{self.output.name}-{number}")
-        return latest if step and latest[1] is not None else (folder, None)
+            folder = self._root.with_name(f"{self._root.name}-{number}")
+        if not earlier:
+            return folder, None
+        *_, folder, scores = max(earlier, key=lambda entry: entry[:2])
+        return folder, scores
+
+    def _differing(self, folder: Path) -> set[str]:
+        """What differs between this training and that of a folder; what is unknown does not differ."""
+        try:
+            entry = load_json((folder / _LOG).read_text(encoding="utf-8").splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            return set()
+        before = entry.get("training") if isinstance(entry, dict) else None
+        if not isinstance(before, dict):
+            return set()
+        return {name for name, value in self._training.items() if before.get(name, value) != value}
 
     def _rows(self, folder: Path) -> RunScores | None:
         """The rows of a training on the same images in a folder."""
@@ -285,8 +318,24 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
         if self._evaluation is None:
             raise ConfigError("The evaluation could not be prepared at the start of training.")
         row = self._evaluation.score(None, captions, name=name, instruction=prompt)
+        if self._earlier_row is not None:
+            self._warn_of_differences(self._earlier_row, row)
+            self._earlier_row = None
         self._write(name)
         return dict(row.corpus)
+
+    def _warn_of_differences(self, before: CheckpointScores, now: CheckpointScores) -> None:
+        """Warn where the captions of a resumed training are made otherwise than those before."""
+        try:
+            differing = Signature.parse(before.signature).differences(Signature.parse(now.signature))
+        except MetricInputError:
+            return
+        if differing:
+            logger.warning(
+                "The table in %s mixes captions that were made differently, and such rows cannot be compared: %s has "
+                "other settings than %s (%s). Resume with the settings of the first rows, or with another output.",
+                *(self.output, now.name, before.name, "; ".join(differing)),
+            )
 
     def _add_failure(self, dist: DistributedContext, name: str, reason: str) -> None:
         """Add a row that says why it was not scored, in the main process."""
@@ -317,7 +366,7 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             with open(self.output / _LOG, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                stream.write(json.dumps({**entry, "training": self._training}, ensure_ascii=False) + "\n")
         except OSError as error:
             logger.error("%s cannot be written: %s", self.output / _LOG, error)
 

@@ -24,7 +24,7 @@ from captune.data.leaks import ImageFile, Leak, LeakReport, find_leaks
 from captune.errors import WeightsError
 from captune.model import tuned_instruction
 
-__all__ = ["live_captioner", "training_leaks"]
+__all__ = ["live_captioner", "model_name", "training_leaks"]
 
 _ROWS_AT_ONCE = 64
 """Rows of a training set that are read at once."""
@@ -57,7 +57,7 @@ def live_captioner(
         raise WeightsError("The adapter is a trained prompt, and captune captions with LoRA and similar adapters only.")
     base = outer.get_base_model() if is_adapter else outer
     _require_complete(outer)
-    name = str(getattr(base, "name_or_path", "") or type(base).__name__)
+    name = model_name(outer)
     with _random_states(), _unchanged(outer), _plain_forward(base), tempfile.TemporaryDirectory() as folder:
         outer.eval()
         _set_cache(outer)
@@ -73,6 +73,13 @@ def live_captioner(
         yield Captioner(
             TransformersBackend(base, loaded, name=name, instruction=instruction, exif_rotation=exif_rotation)
         )
+
+
+def model_name(model: Any) -> str:
+    """Path or hub id of the model in training, without its adapters; the name of its class if it has none."""
+    outer = extract_model_from_parallel(model)
+    base = outer.get_base_model() if hasattr(outer, "peft_config") else outer
+    return str(getattr(base, "name_or_path", "") or type(base).__name__)
 
 
 def _require_complete(model: nn.Module) -> None:

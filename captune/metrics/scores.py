@@ -43,6 +43,8 @@ _ORDER = (
     "source",
     "v",
 )
+_OF_CAPTIONS = ("prompt", "dec", "exif", "pixels", "source")
+"""Fields about how captions were made; all others say how they were scored."""
 
 
 def prompt_hash(prompt: str) -> str:
@@ -121,6 +123,10 @@ class Signature:
         known = {name: value for name, value in values.items() if name in _ORDER}
         others = {name: value for name, value in values.items() if name not in _ORDER}
         return replace(self, others=tuple((dict(self.others) | others).items()), **known)  # type: ignore[arg-type]
+
+    def with_captions_of(self, other: Signature) -> Signature:
+        """The same signature with the fields of another one about how captions were made."""
+        return replace(self, **{name: getattr(other, name) for name in _OF_CAPTIONS})
 
     def __str__(self) -> str:
         after = _ORDER.index("chair") + 1

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -389,6 +390,69 @@ def test_a_new_training_keeps_the_scores_of_another_one(base: Path, manifest: Pa
     assert (output / "scores.json").read_bytes() == before
     assert evaluation.output == tmp_path / "scores-2"
     assert names(read_scores(tmp_path / "scores-2")) == ["pretrained", "step2"]
+
+
+def test_a_first_row_of_another_training_is_not_overwritten(base: Path, manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores"
+    first = evaluation_of(manifest, output)
+    make_trainer(base, manifest, tmp_path / "one", first, max_steps=1, eval_strategy="no").train()
+    before = {file.name: file.read_bytes() for file in output.iterdir() if file.is_file()}
+    other = evaluation_of(manifest, output, instruction="Other prompt")
+    # Also where one object evaluates both trainings.
+    for evaluation, expected in ((other, "scores-2"), (first, "scores-3")):
+        make_trainer(base, manifest, tmp_path / "two", evaluation, max_steps=1, eval_strategy="no").train()
+        assert evaluation.output == tmp_path / expected
+        assert names(read_scores(tmp_path / expected)) == ["pretrained"]
+    assert {file.name: file.read_bytes() for file in output.iterdir() if file.is_file()} == before
+
+
+def test_a_training_resumes_in_its_own_folder(base: Path, manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores"
+    for run in ("one", "two"):
+        make_trainer(base, manifest, tmp_path / run, evaluation_of(manifest, output), max_steps=2).train()
+    checkpoint = str(tmp_path / "one" / "checkpoint-2")
+
+    def resumed(run: str, *settings: str) -> CaptionEvaluation:
+        evaluation = evaluation_of(manifest, output, *settings)
+        make_trainer(base, manifest, tmp_path / run, evaluation).train(resume_from_checkpoint=checkpoint)
+        return evaluation
+
+    assert resumed("one").output == output
+    assert names(read_scores(output)) == ["pretrained", "step2", "step4"]
+    # Checkpoints that were copied; and such a training with other settings.
+    assert resumed("copied").output == tmp_path / "scores-2"
+    assert resumed("other", "evaluate.beams=2").output == tmp_path / "scores-3"
+    assert names(read_scores(tmp_path / "scores-3")) == ["step2", "step4"]
+
+
+def test_a_training_that_resumes_with_another_model_has_another_folder(
+    base: Path, manifest: Path, tmp_path: Path
+) -> None:
+    output, run = tmp_path / "scores", tmp_path / "run"
+    make_trainer(base, manifest, run, evaluation_of(manifest, output), max_steps=2).train()
+    moved = shutil.copytree(base, tmp_path / "moved")
+    evaluation = evaluation_of(manifest, output)
+    make_trainer(moved, manifest, run, evaluation).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    assert evaluation.output == tmp_path / "scores-2"
+
+
+def test_rows_before_a_resumption_keep_their_signatures(
+    base: Path, manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output, run = tmp_path / "scores", tmp_path / "run"
+    make_trainer(base, manifest, run, evaluation_of(manifest, output), max_steps=2).train()
+    before = read_scores(output).checkpoints
+    assert "mixes captions" not in caplog.text
+    other = evaluation_of(manifest, output, "evaluate.max_new_tokens=3", instruction="Other prompt")
+    make_trainer(base, manifest, run, other).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    *restored, last = read_scores(output).checkpoints
+    assert [(row.name, row.signature) for row in restored] == [(row.name, row.signature) for row in before]
+    assert "dec:greedy,max6" in restored[0].signature
+    assert "dec:greedy,max3" in last.signature
+    (warning,) = [record.getMessage() for record in caplog.records if "mixes captions" in record.getMessage()]
+    assert "step4 has other settings than step2 (prompt: " in warning
+    assert "; dec: greedy,max6 and greedy,max3)" in warning
+    assert "signatures differ" in (output / "table.md").read_text()
 
 
 def test_training_images_are_leaks(
