@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -14,6 +15,7 @@ from captune.common import html_table, text_table
 from captune.errors import MetricInputError, MissingExtraError
 from captune.metrics import (
     DEFAULT_METRICS,
+    FEWEST_IMAGES,
     LENGTH_TOLERANCE,
     Comparison,
     EqualLengthTests,
@@ -271,8 +273,10 @@ def _equal_length(result: EqualLengthTests) -> str:
     differences = ", ".join(
         f"{name} {pair[0].difference:+.4f}{significance_mark(*pair)}" for name, pair in result.tests.items()
     )
-    about = f"{result.images:,} of {result.total:,} images, {result.ratio:.2f} times as long before"
-    return f"{differences or 'too few images to test'} ({about})"
+    about = f"{result.images:,} of {result.total:,} images"
+    about += "" if math.isnan(result.ratio) else f", {result.ratio:.2f} times as long before"
+    about += "" if result.has_intervals else f"; tests need {FEWEST_IMAGES} images"
+    return f"{differences or 'no images'} ({about})"
 
 
 def _options(

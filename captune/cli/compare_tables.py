@@ -192,17 +192,22 @@ def _notes(run: ComparedRun) -> list[str]:
 
 def _about_length(matched: MatchedPair, tolerance: float) -> str:
     """How two systems differ in length, and what was compared at equal length."""
+    from captune.metrics import FEWEST_IMAGES
+
     (system, baseline, _), matching = matched
     if math.isnan(matching.ratio):
         return f"No image has words in the captions of both {system} and {baseline}; they have no equal length."
     about = f"Captions of {system} are {matching.ratio:.2f} times as long as those of {baseline}"
     then = f"{matching.matched_ratio:.2f} times as long then"
     if matching.method == "truncate":
-        return f"{about}; equal length: the longer one of each image is cut at a sentence end ({then})."
+        few = "" if matching.has_intervals else f"; intervals and tests need {FEWEST_IMAGES} images"
+        return f"{about}; equal length: the longer one of each image is cut at a sentence end ({then}){few}."
     images = f"{matching.images:,} of {matching.total:,} images have captions that differ by at most "
     images += f"{100 * tolerance:g} % in words"
-    if not matching.tests:
-        return f"{about}; {images}, too few to test; --match-length truncate compares all images."
+    if not matching.has_intervals:
+        few = f"fewer than the {FEWEST_IMAGES} that intervals and tests need"
+        other = "; --match-length truncate compares all images" if matching.total >= FEWEST_IMAGES else ""
+        return f"{about}; {images}, {few}{other}."
     return f"{about}; equal length: {images} ({then})."
 
 
@@ -221,7 +226,7 @@ def _difference(pair: ComparedPair, column: str, layout: Layout) -> list[str]:
     return [
         layout.number(drawn.difference, column, signed=True)
         + test.mark(layout.digits, shown=drawn.difference, factor=factor),
-        layout.interval(drawn.low, drawn.high, column, signed=True),
+        "–" if math.isnan(drawn.low) else layout.interval(drawn.low, drawn.high, column, signed=True),
         *(f"{value:.4f}" if is_tested else "–" for value in p_values),
         layout.number(drawn.smallest, column) if is_tested else "–",
     ]

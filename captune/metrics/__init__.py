@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from captune.metrics.document_frequencies import DocumentFrequencies
     from captune.metrics.inputs import align, caption_warnings, match_stems, similar_ids_hint
     from captune.metrics.length_matching import (
+        FEWEST_IMAGES,
         EqualLengthTests,
         LengthMatching,
         compare_at_equal_length,
@@ -65,6 +66,7 @@ __all__ = [
     "DEFAULT_CLIP",
     "DEFAULT_METRICS",
     "FAILURES",
+    "FEWEST_IMAGES",
     "ID_KEYS",
     "LENGTH_TOLERANCE",
     "METRICS",
@@ -147,6 +149,7 @@ __getattr__ = lazy_names(
         ],
         "inputs": ["align", "caption_warnings", "match_stems", "similar_ids_hint", "thinking_warnings"],
         "length_matching": [
+            "FEWEST_IMAGES",
             "EqualLengthTests",
             "LengthMatching",
             "compare_at_equal_length",

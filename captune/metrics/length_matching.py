@@ -9,6 +9,11 @@ Longer captions win many metrics, and judges prefer them. Two estimators take th
 
 "pairs" compares captions as they were written, on images that are no random sample; "truncate" uses all images, and
 what a system says last is not scored. Both are paired, so that every metric has its interval and its tests.
+
+Pairs are few, and a percentile bootstrap of few images is too narrow: its variance lacks the factor n / (n - 1), and
+its quantiles are those of a normal distribution where Student's t applies. The ends are taken at wider quantiles (the
+"expanded percentile interval" of Hesterberg, The American Statistician 2015), p follows the same rule, and below
+`FEWEST_IMAGES` there are differences only.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal, TypeAlias
 
 from captune.errors import MetricInputError
@@ -24,6 +30,7 @@ from captune.metrics.sentences import LENGTH_TOLERANCE, count_words, sentence_pr
 from captune.metrics.significance import Comparison, approximate_randomization, paired_bootstrap
 
 __all__ = [
+    "FEWEST_IMAGES",
     "EqualLengthTests",
     "LengthMatching",
     "compare_at_equal_length",
@@ -34,7 +41,12 @@ __all__ = [
 LengthMatching: TypeAlias = Literal["pairs", "truncate"]
 """How captions of equal length are obtained."""
 
-_FEWEST = 2
+FEWEST_IMAGES = 20
+"""Images of equal length from which differences have intervals and tests; with fewer, the interval of captions that are
+equally good misses 0 too often."""
+
+_NORMAL = NormalDist()
+_MANY = 2000  # degrees of freedom from which t is normal: quantiles differ by less than 0.1 %
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,8 @@ class EqualLengthTests:
         total: of all images.
         ratio: words of the system over those of the baseline before matching, geometric mean over the images.
         matched_ratio: the same of the compared captions; nan without images.
-        tests: score -> (paired bootstrap, approximate randomization); empty where fewer than two images are left.
+        tests: score -> (paired bootstrap, approximate randomization); their intervals and p are nan where fewer than
+            `FEWEST_IMAGES` images are left. Empty without images.
     """
 
     method: LengthMatching
@@ -56,6 +69,11 @@ class EqualLengthTests:
     ratio: float
     matched_ratio: float
     tests: Mapping[str, tuple[Comparison, Comparison]]
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there are images enough for intervals and tests."""
+        return self.images >= FEWEST_IMAGES
 
 
 def length_ratio(captions: Mapping[str, str], baseline: Mapping[str, str]) -> float:
@@ -138,11 +156,73 @@ def compare_at_equal_length(
         compared = {image: ours[image] for image in kept}, {image: others[image] for image in kept}
         system, baseline = _only(system, kept), _only(baseline, kept)
     tests = {}
-    if len(kept) >= _FEWEST:
-        drawn = paired_bootstrap(system, baseline, confidence, resamples, seed)
+    if len(kept) >= FEWEST_IMAGES:
+        drawn = _bootstrap(system, baseline, confidence, resamples, seed)
         swapped = approximate_randomization(system, baseline, trials, seed)
         tests = {name: (drawn[name], swapped[name]) for name in drawn}
+    elif kept:
+        untested = {
+            name: Comparison(score, baseline.corpus[name], math.nan)
+            for name, score in system.corpus.items()
+            if name in baseline.corpus
+        }
+        tests = {name: (comparison, comparison) for name, comparison in untested.items()}
     return EqualLengthTests(method, len(kept), len(images), length_ratio(ours, others), length_ratio(*compared), tests)
+
+
+def _bootstrap(system: Scores, baseline: Scores, confidence: float, resamples: int, seed: int) -> dict[str, Comparison]:
+    """The paired bootstrap with quantiles and p for n images instead of infinitely many."""
+    if not 0 < confidence < 1:
+        raise MetricInputError(f"a confidence of {confidence} is not between 0 and 1; use 0.95")
+    images = len(system.ids)
+    tail = _normal_tail((1 - confidence) / 2, images)
+    reach = _t_quantile(0.975, images - 1) + _t_quantile(0.8, images - 1)
+    wider = reach / (_NORMAL.inv_cdf(0.975) + _NORMAL.inv_cdf(0.8)) * math.sqrt(images / (images - 1))
+    return {
+        name: replace(
+            drawn,
+            p_value=drawn.p_value if math.isnan(drawn.p_value) else _t_p_value(drawn.p_value, images),
+            smallest=drawn.smallest * wider,
+        )
+        for name, drawn in paired_bootstrap(system, baseline, 1 - 2 * tail, resamples, seed).items()
+    }
+
+
+def _normal_tail(tail: float, images: int) -> float:
+    """The share of the bootstrap beyond each end of the interval that has `tail` beyond each end."""
+    return _NORMAL.cdf(-math.sqrt(images / (images - 1)) * _t_quantile(1 - tail, images - 1))
+
+
+def _t_p_value(p_value: float, images: int) -> float:
+    """The p-value of n images from the share of the bootstrap that is as extreme; the inverse of `_normal_tail`."""
+    if p_value >= 1:
+        return 1.0
+    deviations = -_NORMAL.inv_cdf(p_value / 2) * math.sqrt((images - 1) / images)
+    return 2 * (1 - _t_probability(deviations, images - 1))
+
+
+def _t_quantile(probability: float, degrees: int) -> float:
+    """The quantile of Student's t, by bisection."""
+    low, high = -1e6, 1e6
+    while high - low > 1e-9 * max(1.0, abs(high)):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_probability(middle, degrees) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _t_probability(value: float, degrees: int) -> float:
+    """The distribution function of Student's t for whole degrees of freedom (Abramowitz and Stegun, 26.7.3-4)."""
+    if degrees > _MANY:
+        return _NORMAL.cdf(value)
+    angle = math.atan(value / math.sqrt(degrees))
+    square = math.cos(angle) ** 2
+    term = total = math.sin(angle) * (math.cos(angle) if degrees % 2 else 1.0)
+    for power in range(2 + degrees % 2, degrees - 1, 2):
+        term *= square * (power - 1) / power
+        total += term
+    if degrees % 2 == 0:
+        return (1 + total) / 2
+    return 0.5 + (angle + (total if degrees > 1 else 0.0)) / math.pi
 
 
 def _is_match(one: str, other: str, tolerance: float) -> bool:

@@ -105,8 +105,10 @@ class Comparison:
                     "length_ratio": None if math.isnan(tests.ratio) else tests.ratio,
                     "differences": {
                         metric: {"difference": drawn.difference, "low": drawn.low, "high": drawn.high, "p_value": p}
+                        if (p := drawn.p_value) == p
+                        else {"difference": drawn.difference, "low": None, "high": None, "p_value": None}
                         for metric, (drawn, _) in tests.tests.items()
-                        if (p := drawn.p_value) == p  # NaN is not tested
+                        if drawn.is_tested or not tests.has_intervals
                     },
                 }
                 for (i, j), tests in self.equal_length.items()
@@ -239,6 +241,11 @@ def _matched_cells(comparison: Comparison, metric: str) -> dict[tuple[int, int],
             cells[i, j] = cells[j, i] = images
             continue
         drawn, _ = tests.tests[metric]
+        if not tests.has_intervals:
+            for pair, sign in (((i, j), 1), ((j, i), -1)):
+                shown = format_value(0.0) if shows_zero(drawn.difference) else f"{sign * drawn.difference:+.4f}"
+                cells[pair] = f"{shown}, {images}, too few to test"
+            continue
         p = drawn.p_value if drawn.is_tested else None
         for pair, sign, ends in (((i, j), 1, (drawn.low, drawn.high)), ((j, i), -1, (-drawn.high, -drawn.low))):
             interval = "" if p is None else f" [{', '.join(f'{end + 0.0:+.4f}' for end in ends)}]"

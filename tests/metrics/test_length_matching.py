@@ -13,11 +13,20 @@ import pytest
 import captune
 from captune import cli
 from captune.errors import MetricInputError
-from captune.metrics import Scorer, Scores, ScoringOptions, compare_at_equal_length, length_ratio
+from captune.metrics import (
+    Scorer,
+    Scores,
+    ScoringOptions,
+    Signature,
+    compare_at_equal_length,
+    length_matching,
+    length_ratio,
+)
 from captune.metrics.length_matching import cut_to_equal_length
 
 WORDS = [f"word{number}" for number in range(300)]
 IMAGES = 240
+SIGNATURE = Signature(n=20, refs="1", tok="ptb")
 
 
 def sentences(source: random.Random, count: int) -> list[str]:
@@ -214,12 +223,67 @@ def test_too_few_pairs_are_a_note(files: Path, tmp_path: Path, capsys: pytest.Ca
     (files / "tiny.json").write_text(json.dumps({image: text.split()[0] for image, text in captions.items()}))
     assert compare(files, ["short", "tiny"], "--match-length", "pairs") == 0
     out = capsys.readouterr().out
-    assert "0 of 240 images have captions that differ by at most 10 % in words, too few to test" in out
+    assert (
+        "0 of 240 images have captions that differ by at most 10 % in words, fewer than the 20 that intervals and "
+        "tests need; --match-length truncate compares all images."
+    ) in out
     assert compare(files, ["short", "tiny"], "--match-length", "pairs", "--json") == 0
     (record,) = json.loads(capsys.readouterr().out)["equal_length"]
     assert (record["images"], record["differences"], record["matched_length_ratio"]) == (0, {}, None)
     assert compare(files, ["short", "tiny", "tiny"], "--match-length", "pairs", "--pool-seeds") == 2
     assert "leave out --pool-seeds" in capsys.readouterr().err
+
+
+def test_few_pairs_have_differences_only(
+    files: Path, systems: dict[str, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {image: text if int(image) < 19 else text.split()[0] for image, text in systems["better"].items()}
+    (files / "few.json").write_text(json.dumps(few))
+    options = ["--match-length", "pairs", "--metrics", "rouge-l"]
+    assert compare(files, ["short", "few"], *options) == 0
+    out = capsys.readouterr().out
+    table, note = out[out.index("few - short, equal length") :].split("\n\n")[:2]
+    row = next(line for line in table.splitlines() if line.startswith("ROUGE-L"))
+    assert row.split()[2:] == ["–"] * 4
+    assert float(row.split()[1]) > 0.05
+    assert "19 of 240 images have captions that differ by at most 10 % in words, fewer than the 20 that" in note
+    assert compare(files, ["short", "few"], *options, "--json") == 0
+    (record,) = json.loads(capsys.readouterr().out)["equal_length"]
+    numbers = record["differences"]["ROUGE-L"]
+    assert numbers.pop("difference") > 0.05
+    assert set(numbers.values()) == {None}
+    references = {image: [text] for image, text in systems["references"].items()}
+    both = {"short": systems["short"], "few": few}
+    shown = repr(captune.compare(both, references, ["rouge-l"], match_length="pairs", resamples=9, trials=9))
+    assert "times as long before; tests need 20 images)" in shown
+
+
+def test_the_distribution_of_t_equals_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats", reason="needs scipy")
+    for degrees in (1, 2, 3, 4, 19, 20, 47, 1999):
+        for value in (-30.0, -2.0, 0.0, 0.3, 4.0):
+            expected = stats.t.cdf(value, degrees)
+            assert length_matching._t_probability(value, degrees) == pytest.approx(expected, abs=1e-12)
+        assert length_matching._t_quantile(0.975, degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-8)
+    tail = length_matching._normal_tail(0.025, 20)
+    assert length_matching._t_p_value(2 * tail, 20) == pytest.approx(0.05)
+
+
+def test_the_interval_of_equal_systems_holds_zero_as_often_as_it_should() -> None:
+    """Two systems that differ by noise, on 20 images: a percentile bootstrap holds 0 in 92 % of the cases only."""
+    random = np.random.default_rng(3)
+    ids = tuple(map(str, range(20)))
+    captions = dict.fromkeys(ids, "a dog")
+    inside = rejected = 0
+    cases = 400
+    for case in range(cases):
+        one, other = (Scores(ids, {"rouge-l": random.random((20, 1))}, SIGNATURE) for _ in range(2))
+        result = compare_at_equal_length(one, other, (captions, captions), resamples=1000, trials=2, seed=case)
+        drawn, _ = result.tests["ROUGE-L"]
+        inside += drawn.low <= 0 <= drawn.high
+        rejected += drawn.p_value < 0.05
+    assert 0.93 <= inside / cases <= 0.97
+    assert 0.03 <= rejected / cases <= 0.07
 
 
 @pytest.mark.parametrize("method", ["pairs", "truncate"])

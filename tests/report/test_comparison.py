@@ -61,24 +61,27 @@ def test_matrices_are_antisymmetric_tests_and_symmetric_agreement() -> None:
     assert agreement[0][1] == agreement[1][0]
 
 
-def test_runs_of_different_lengths_are_also_compared_at_equal_length(tmp_path: Path) -> None:
-    """A run that appends words to two captions of three; on the other images both are equal."""
+@pytest.mark.parametrize("images", [20, 10])
+def test_runs_of_different_lengths_are_also_compared_at_equal_length(tmp_path: Path, images: int) -> None:
+    """A run that appends words to some captions of 30; on the other images both are equal."""
     run = _run(4)
     captions = {
-        image: f"{text} There is much more to see in it." if index % 3 else text
+        image: f"{text} There is much more to see in it." if index >= images else text
         for index, (image, text) in enumerate(run.checkpoints[0].captions.items())
     }
     long = dataclasses.replace(run, checkpoints=(dataclasses.replace(run.checkpoints[0], captions=captions),))
     comparison = compare_runs({"short": run, "long": long})
     tests = comparison.equal_length[0, 1]
-    assert (tests.images, tests.total) == (10, 30)
+    assert (tests.images, tests.total) == (images, 30)
     assert comparison.differences["CIDEr"][0, 1] > 0.5
     assert tests.tests["CIDEr"][0].difference == 0
     (record,) = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))["equal_length"]
-    assert (record["images"], record["differences"]["CIDEr"]["difference"]) == (10, 0)
+    assert (record["images"], record["differences"]["CIDEr"]["difference"]) == (images, 0)
+    assert (record["differences"]["CIDEr"]["low"] is None) == (images < 20)
     headings = dict(matrices(comparison))
     cells = headings["CIDEr: row minus column, images whose captions differ by at most 10 % in words"]
-    assert cells[0][1] == "0.0000 [+0.0000, +0.0000], 10 images"
+    interval = "0.0000 [+0.0000, +0.0000], 20 images"
+    assert cells[0][1] == (interval if images == 20 else "0.0000, 10 images, too few to test")
     assert not any(heading.startswith("BLEU-1") and "10 %" in heading for heading in headings)
     write_comparison(tmp_path, comparison)
     assert "at most 10 % in words" in (tmp_path / "report.html").read_text()
