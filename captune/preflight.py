@@ -120,14 +120,14 @@ def check_run(config: RunConfig, *, trains: bool) -> None:
 
 
 def check_manifest(setting: str, path: str | Path) -> None:
-    """Refuse a manifest that does not exist.
+    """Refuse a manifest that does not exist, and a table in its place.
 
     Args:
         setting: its key in the configuration.
         path: of the manifest.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or it is a table.
     """
     if Path(path).is_dir():
         command = shlex.join(["captune", "init", str(path)])
@@ -137,17 +137,27 @@ def check_manifest(setting: str, path: str | Path) -> None:
             f"{setting} is {path}, and there is no such file; give the manifest that `captune prepare` wrote, as "
             f"{setting}=FILE."
         )
+    _refuse_table(Path(path))
+
+
+def _refuse_table(path: Path) -> None:
+    from captune.data import Issue, SourceFile, scan_manifest
+
+    with closing(SourceFile(path)) as reading:
+        _, row = next(iter(scan_manifest(reading)), (0, None))
+    if isinstance(row, Issue) and (command := preparing_command(path)) is not None:
+        raise ConfigError(f"{path} is a table and not a manifest; make one with: {command}")
 
 
 def _check_splits(path: Path, needed: dict[str, str]) -> None:
-    """Refuse a table in place of a manifest, and a manifest without a split; longer manifests are read by the run.
+    """Refuse a manifest without a split; longer manifests are read by the run.
 
     Args:
         path: of the manifest.
         needed: name of each split, and the setting that has it.
 
     Raises:
-        ConfigError: names the command that makes a manifest, or the splits that there are.
+        ConfigError: names the splits that there are.
     """
     from captune.data import Issue, SourceFile, scan_manifest
 
@@ -155,8 +165,6 @@ def _check_splits(path: Path, needed: dict[str, str]) -> None:
     with closing(SourceFile(path)) as reading:
         for number, (_, row) in enumerate(scan_manifest(reading)):
             if isinstance(row, Issue):
-                if number == 0 and (command := preparing_command(path)) is not None:
-                    raise ConfigError(f"{path} is a table and not a manifest; make one with: {command}")
                 return  # the run lists all bad rows
             there[row.split] += 1
             if all(there[name] for name in needed) or number == _MOST_ROWS:

@@ -7,6 +7,8 @@ machine failed, 2 = the input is wrong.
 from __future__ import annotations
 
 import errno
+import os
+import shlex
 import signal
 import sys
 import warnings
@@ -140,12 +142,29 @@ def call(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         if message.startswith("Usage:"):  # called without a command, the message is the help itself
             print(message, file=sys.stderr)
         else:
-            print_error(_usage_error(error))
+            print_error(_other_command(arguments or sys.argv[1:]) or _usage_error(error))
         return error.exit_code
     if result == 128 + signal.SIGINT:
         # typer turns Ctrl-C into this exit code without a message.
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
+
+
+def _other_command(arguments: Sequence[str]) -> str:
+    """One sentence on wrong arguments that another command takes; empty if there is no such command."""
+    command, *words = arguments or [""]
+    if command == "compare" and len(words) > 1 and all(os.path.isdir(word) for word in words):
+        other = ["runs", "compare"] if len(words) == 2 else ["report"]
+        return (
+            "captune compare takes files of captions as --predictions; to compare runs, use: "
+            f"{shlex.join(['captune', *other, *words])}"
+        )
+    if command == "caption" and len(words) == 1 and os.path.exists(words[0]):
+        return (
+            "captune caption takes a model and images; give both, such as: "
+            f"{shlex.join(['captune', 'caption', 'runs/photos', *words])}"
+        )
+    return ""
 
 
 def _usage_error(error: TyperException) -> str:

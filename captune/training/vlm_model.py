@@ -239,21 +239,22 @@ def _choose(
     for image in longest:
         try:
             pixels = load_image(resolve_image(config.data.train, image.image), exif=config.exif_rotation)
-        except DataError:
+        except DataError as error:
+            refusal = refusal or f"{error}"
             continue
         try:
             model.conversation.prompt(pixels)
         except CaptuneError:
             raise
         except Exception as error:  # processors raise anything, for instance for an aspect ratio
-            refusal = f" The processor refuses '{image.image}' ({type(error).__name__}: {error_text(error)})."
+            refusal = f"its processor refuses '{image.image}' ({type(error).__name__}: {error_text(error)})."
             continue
         captions = sorted(image.captions, key=len)[-per_sample:]
         samples.append(ProbeSample(pixels, tuple(captions)))
         if len(samples) == _PROBED:
             break
     if not samples:
-        raise DataError(f"{model.name} can use none of the training images with captions.{refusal}")
+        raise DataError(f"{model.name} can use none of the training images with captions: {refusal}")
     samples += [ProbeSample(samples[0].image, samples[0].captions, text) for text in config.train.instructions]
     for sample in samples:
         model.conversation.check(sample.image, sample.captions[0], sample.instruction)

@@ -15,7 +15,7 @@ import pytest
 import captune
 from captune.config import RunConfig
 from captune.data import Sample, write_manifest
-from captune.errors import ConfigError, InputError
+from captune.errors import ConfigError, DataError, InputError
 from captune.report import cells
 from captune.toy import draw_scene, sample_scenes
 from captune.toy.captions import write_captions
@@ -228,6 +228,17 @@ def test_a_warm_up_that_is_longer_than_the_run_is_named(
     short = {"train": {"epochs": 1, "warmup_steps": 200}, "evaluate.train_slice": 0}
     captune.tune(data=manifest, output=tmp_path / "run", progress=False, **short)
     assert any("train.warmup_steps is 200, and the run has 2 steps" in message for message in caplog.messages)
+
+
+def test_moved_photos_are_named_with_the_reason(tmp_path: Path) -> None:
+    row = '{{"id": "{0}", "image": "moved/{0}.png", "captions": ["A dog."], "split": "{1}"}}'
+    rows = [row.format(number, "train" if number < 3 else "test") for number in range(5)]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError) as refused:
+        captune.tune(data=tmp_path / "manifest.jsonl", model="toy-vlm", output=tmp_path / "run", progress=False)
+    path = tmp_path / "moved" / "0.png"
+    expected = f"can use none of the training images with captions: cannot read the image '{path}': no such file"
+    assert expected in str(refused.value)
 
 
 def test_progress_outside_of_notebooks_is_lines(

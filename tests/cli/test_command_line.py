@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 
+from captune import cli
 from captune.cli import app
 from tests.programs import Finished, run_program
 
@@ -219,3 +220,27 @@ def test_no_color_reaches_the_help() -> None:
         return text
 
     assert b"\x1b[1mData\x1b[0m:" in headings("--help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["compare", "a", "b"], "to compare runs, use: captune runs compare a b"),
+        (["compare", "a", "b", "a"], "to compare runs, use: captune report a b a"),
+        (["compare", "a"], "Missing option '--references' / '-r'. See captune compare --help."),
+        (["caption", "a"], "give both, such as: captune caption runs/photos a"),
+        (["caption", "none"], "Missing argument 'inputs'. See captune caption --help."),
+    ],
+)
+def test_arguments_of_another_command(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    assert cli.run(lambda: cli.call(cli.app, arguments)) == 2
+    assert capsys.readouterr().err.endswith(f"{sentence}\n")

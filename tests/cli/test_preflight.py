@@ -163,6 +163,14 @@ def test_data_that_cannot_be_trained_on_are_refused_without_torch(
     assert refused == f"captune: {sentence.format(path=path)}"
 
 
+def test_a_table_in_place_of_an_evaluation_manifest_is_one_sentence(tmp_path: Path) -> None:
+    table = tmp_path / "captions.csv"
+    table.write_text("File Name;Text\n" + "a.jpg;A dog runs\n" * 40)
+    refused = refused_without_torch("evaluate", "toy", "--data", table, "--out", tmp_path / "out")
+    assert refused == f"captune: {table} is a table and not a manifest; make one with: captune init {table}\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_captioner_that_is_not_there_is_refused_without_torch(manifest: Path) -> None:
     assert "There is no model folder ./no/model" in refused_without_torch("caption", "./no/model", manifest)
 
