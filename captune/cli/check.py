@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +57,7 @@ def check(
         bool, typer.Option("--overwrite", help="Replace files at --out and --problems that this command did not write.")
     ] = False,
 ) -> None:
-    """Check every row, caption and image of a manifest; exit with 2 when training would fail on it.
+    """Check every row, caption and image of a manifest; exit with 2 when training would fail or leave out images.
 
     With --against, images of the other manifest that are among this one's training images (the first --split) are
     found by id, by file content and as the same picture, re-encoded, resized or with its margins cut.
@@ -74,7 +74,7 @@ def check(
         captune check train.jsonl --against test.jsonl
     """
     from captune.config import split_names
-    from captune.data import SourceFile, check_manifest, check_output, plural
+    from captune.data import SourceFile, check_manifest, check_output
 
     if out is not None and not fix:
         raise InputError("--out is the file that --fix writes; add --fix, or leave --out out.")
@@ -108,11 +108,21 @@ def check(
     leaked = any(report["leaked"] for report in leaks)
     failed = bool(fatal or (strict and notes) or (leaked and not allow_leaks))
     if as_json:
-        answer = {**summary_as_json(summary, manifest), "fatal": fatal, "leaks": leaks, "ok": not failed}
+        unreadable = dict(summary.unreadable)
+        answer = {
+            **summary_as_json(summary, manifest),
+            "fatal": fatal,
+            "unreadable": {name: count for name, count in unreadable.items() if count},
+            "leaks": leaks,
+            "ok": not failed,
+        }
         print(json.dumps(answer, ensure_ascii=False))
     else:
-        verdict = f"training would fail ({plural(fatal, 'problem')})" if fatal else "training can read it"
-        lines = [f"{manifest}: {verdict}", *counts_in_words(summary), *histogram(summary.words_per_caption)]
+        lines = [
+            f"{manifest}: {_verdict(summary, fatal, split_names(split[0]))}",
+            *counts_in_words(summary),
+            *histogram(summary.words_per_caption),
+        ]
         lines += [f"  {report['against']}: {report['in_words']}" for report in leaks]
         print("\n".join(lines))
     if failed:
@@ -121,6 +131,26 @@ def check(
             show_next(["check", manifest, *others, "--fix"], "write a manifest without them")
         raise typer.Exit(2)
     show_next(["init", manifest], "configure a run")
+
+
+def _verdict(summary: Summary, fatal: int, train_splits: Sequence[str]) -> str:
+    """What training does with a manifest that has `fatal` problems, in a few words."""
+    from captune.data import MAX_UNREADABLE, plural, printable
+
+    trained = sum(summary.splits[name] for name in train_splits)
+    unread = sum(summary.unreadable[name] for name in train_splits)
+    others = [(name, n) for name, n in summary.unreadable.items() if n and name not in train_splits]
+    images = f"{unread:,} of {plural(trained, 'training image')}"
+    if fatal > summary.unreadable.total():
+        return f"training would fail ({plural(fatal, 'problem')})"
+    verdicts = []
+    if unread > trained * MAX_UNREADABLE:
+        verdicts.append(f"training would fail, since {images} cannot be read (at most a tenth may be left out)")
+    elif unread:
+        verdicts.append(f"training would leave out {images}")
+    for name, count in others:
+        verdicts.append(f"evaluation on {printable(name)} would fail ({plural(count, 'unreadable image')})")
+    return "; ".join(verdicts) or "training can read it"
 
 
 def _refuse_other_formats(path: Path) -> None:
@@ -146,7 +176,7 @@ def _refuse_other_formats(path: Path) -> None:
 
 
 def _and_collect(lines: set[int], on_issue: Callable[[Issue], None] | None) -> Callable[[Issue], None]:
-    """A callback that also collects the lines of rows that training would fail on."""
+    """A callback that also collects the lines of rows that training would fail on or leave out."""
     from captune.data import NOTES
 
     def collect(issue: Issue) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         remove_folder,
         temporary_folder,
     )
-    from captune.data.checks import TargetFlaw, check_manifest
+    from captune.data.checks import MAX_UNREADABLE, TargetFlaw, check_manifest
     from captune.data.cleaning import leaked_training_rows, rewrite_manifest, split_manifest
     from captune.data.content_hash import HASH_BYTES, cached_digest, content_ids, hash_file
     from captune.data.delimited import CsvWriter, delimited_rows, plain_cell, safe_cell
@@ -102,6 +102,7 @@ __all__ = [
     "HEIF_SUFFIXES",
     "MAX_MEMBER",
     "MAX_PIXELS",
+    "MAX_UNREADABLE",
     "NOTES",
     "RECORDS",
     "SPLIT_NAMES",
@@ -214,7 +215,7 @@ __getattr__ = lazy_names(
             "temporary_folder",
         ],
         "cleaning": ["leaked_training_rows", "rewrite_manifest", "split_manifest"],
-        "checks": ["TargetFlaw", "check_manifest"],
+        "checks": ["MAX_UNREADABLE", "TargetFlaw", "check_manifest"],
         "content_hash": ["HASH_BYTES", "cached_digest", "content_ids", "hash_file"],
         "delimited": ["CsvWriter", "delimited_rows", "plain_cell", "safe_cell"],
         "image_formats": ["HEIF_SUFFIXES", "MAX_PIXELS", "is_image_name", "too_many_scans"],

@@ -17,7 +17,10 @@ from captune.data.prefetch import prefetch_map
 from captune.data.text_files import SourceFile
 from captune.errors import DataError
 
-__all__ = ["TargetFlaw", "check_manifest"]
+__all__ = ["MAX_UNREADABLE", "TargetFlaw", "check_manifest"]
+
+MAX_UNREADABLE: Final = 0.1
+"""Share of the training images that training leaves out as unreadable; where more are, the folder may be wrong."""
 
 TargetFlaw = Literal["truncated", "stopped", "special"]
 """Why a model cannot be trained on a complete caption, as a kind of issue."""
@@ -43,10 +46,10 @@ def check_manifest(
 ) -> Summary:
     """Check every row, caption and image of a manifest.
 
-    What makes training fail (`Summary.problems.fatal` counts it): malformed and non-UTF-8 rows, duplicate ids,
-    missing and undecodable images, and a needed split without images. What is only worth knowing: images smaller
-    than `min_side`, an image under two ids, a caption twice at one image, captions of more than `max_words` words,
-    and captions that cannot be trained on completely.
+    What makes training fail, or leave out training images (`Summary.problems.fatal` counts it): malformed and
+    non-UTF-8 rows, duplicate ids, missing and undecodable images, and a needed split without images. What is only
+    worth knowing: images smaller than `min_side`, an image under two ids, a caption twice at one image, captions of
+    more than `max_words` words, and captions that cannot be trained on completely.
 
     Args:
         manifest: its path, or the open file, for a progress bar.
@@ -94,6 +97,7 @@ def check_manifest(
             problems += _caption_problems(name, line, sample, max_words, flaw)
             for problem in problems:
                 summary.problems.add(problem)
+                summary.unreadable[sample.split] += problem.kind in ("missing", "undecodable")
             if progress is not None and done % 32 == 0:
                 progress(done)
     for split in needed_splits:

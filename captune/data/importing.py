@@ -59,6 +59,7 @@ class Summary:
         captions_per_image: how many images have how many captions.
         words_per_caption: how many captions have how many words, split at white space.
         problems: of the rows and images.
+        unreadable: images per split that are counted and whose file is missing or cannot be decoded.
         samples: five images drawn evenly, the same ones in every run.
     """
 
@@ -68,6 +69,7 @@ class Summary:
     captions_per_image: Counter[int] = field(default_factory=Counter)
     words_per_caption: Counter[int] = field(default_factory=Counter)
     problems: Issues = field(default_factory=Issues)
+    unreadable: Counter[str] = field(default_factory=Counter)
     samples: list[Sample] = field(default_factory=list)
     _respelt: dict[str, tuple[int, str]] = field(default_factory=dict, repr=False)
     _division: list[str] = field(default_factory=list, repr=False)

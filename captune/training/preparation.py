@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captune.config import RunConfig
-from captune.data import Sample, atomic_file, resolve_image
+from captune.data import MAX_UNREADABLE, Sample, atomic_file, resolve_image
 from captune.distributed import DistributedContext
 from captune.errors import DataError
 from captune.events import Listener
@@ -34,8 +34,6 @@ __all__ = [
 
 IMAGES = "images.json"
 PROMPT = "prompt.json"
-MAX_UNREADABLE = 0.1
-"""Share of the training images; where more are unreadable, something else is wrong, such as the folder."""
 
 
 FeaturesOf = Callable[[Sequence[Path], str], StoredImages]

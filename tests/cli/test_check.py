@@ -43,6 +43,31 @@ def test_a_manifest_that_training_would_fail_on(manifest: Path, capsys: pytest.C
     assert f"{manifest}: no image is of the split 'test'; there is train (1)." in output
 
 
+def test_the_verdict_is_what_training_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splits = ["train"] * 10 + ["test"] * 2
+    samples = [Sample(f"{n}", f"{n}.png", ("A dog .", "It runs ."), split) for n, split in enumerate(splits)]
+    for sample in samples:
+        Image.effect_noise((40, 40), 50).save(tmp_path / sample.image)
+    write_manifest(tmp_path / "m.jsonl", samples)
+
+    def verdict() -> str:
+        assert check(tmp_path / "m.jsonl", "--split", "train", "--split", "test") == 2
+        return capsys.readouterr().out.splitlines()[0].partition(": ")[2]
+
+    (tmp_path / "3.png").unlink()
+    assert verdict() == "training would leave out 1 of 10 training images"
+    (tmp_path / "11.png").write_bytes(b"no image")
+    assert verdict() == (
+        "training would leave out 1 of 10 training images; evaluation on test would fail (1 unreadable image)"
+    )
+    assert check(tmp_path / "m.jsonl", "--json") == 2
+    assert json.loads(capsys.readouterr().out)["unreadable"] == {"train": 1, "test": 1}
+    (tmp_path / "4.png").unlink()
+    assert verdict().startswith(
+        "training would fail, since 2 of 10 training images cannot be read (at most a tenth may be left out); "
+    )
+
+
 def test_notes_fail_only_when_strict(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(manifest, "--min-side", "50") == 0
     assert "1 small image" in capsys.readouterr().out
