@@ -3,7 +3,7 @@
 Chat templates mark thinking text in these ways; a mark is one token of the vocabulary or several:
 
     <think> ... </think>                                        Qwen, GLM, DeepSeek, MiMo, ERNIE, LFM
-    <seed:think>, <thought>, <thinking>, <reasoning>, <analysis>, with their ends
+    <seed:think>, <longcat_think>, <thought>, <thinking>, <reasoning>, <analysis>, with their ends
     [THINK] ... [/THINK]                                        Mistral
     ◁think▷ ... ◁/think▷                                        Kimi
     <|channel>thought ... <channel|>                            Gemma 4
@@ -38,7 +38,7 @@ RemovedThinking: TypeAlias = Literal["removed", "unclosed"]
 Thinking: TypeAlias = Literal["none", "removed", "unclosed"]
 """What happened to the thinking text of an answer: there was none, it was removed, or it never ended."""
 
-_TAG = r"(?:\w{1,20}:)?\w{0,20}think(?:ing)?|thought|reasoning|analysis"
+_TAG = r"(?:seed:|longcat_)?think|thinking|thought|reasoning|analysis"
 _CLOSING = {
     "[THINK]": ("[/THINK]",),
     "◁think▷": ("◁/think▷",),
@@ -79,7 +79,12 @@ _EMPTY_BLOCKS = [
     if begin != "<|think|>"  # which is alone in the system prompt of Gemma
 ]
 _EMPTY = re.compile(rf"\s*(?:<({_TAG})>\s*(?:</\1>)?|{'|'.join(_EMPTY_BLOCKS)})\s*")
+_LONE_END_BEFORE = re.compile(r"(?:^|\n)[ \t]*$|[.!?。！？…][ \t]*$|(?P<word>\w)$")
+_LONE_END_SPACES = 20
+"""At least as many characters as there are between an end and the line or sentence before it."""
+_LONE_END_AFTER = re.compile(r"[ \t]*(?:\n|<answer>|<response>|<\|begin_of_box\|>|<\|START_(?:RESPONSE|TEXT)\|>)")
 _HIDDEN_CHANNELS = ("analysis", "thought", "thinking")
+_CHANNELS = (*_HIDDEN_CHANNELS, "commentary", "final")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +103,13 @@ class Answer:
 def split_thinking(text: str, opened: str = "", *, is_complete: bool = True) -> Answer:
     """Remove the thinking text from an answer.
 
-    A block is removed with its marks. So is everything before an end without a beginning, since the prompt may have
-    opened the block. Of a block that never ends, everything after its beginning is removed, with one exception: if the
-    prompt opened it, the text has no mark and the model ended it by itself, then the text is the answer, of a model
-    that was tuned to answer at once. An empty block is removed and does not count as thinking text.
+    A block begins at the beginning of the answer, or in the prompt, and is removed with its marks. An end without a
+    beginning counts where models write it, as their prompt may have opened the block: on a separate line or at the end
+    of one, after a sentence, before a tag of the answer, or between two words without a space; then everything before
+    it is removed. A mark elsewhere is text of the answer, such as what an image of a screen shows. Of a block that
+    never ends, everything after its beginning is removed, with one exception: if the prompt opened it, the text does
+    not end it and the model ended the text by itself, then the text is the answer, of a model that was tuned to answer
+    at once. An empty block is removed and does not count as thinking text.
 
     Args:
         text: what the model wrote, with its marks.
@@ -110,21 +118,25 @@ def split_thinking(text: str, opened: str = "", *, is_complete: bool = True) -> 
     """
     if not opened and _SURE.search(text) is None:
         return Answer(text, "none")
-    if opened and is_complete and _MARK.search(text) is None:
+    if opened and is_complete and _has_no_thinking(text, opened):
         return Answer(text, "unclosed")
-    text = opened + text
+    written, text = text, opened + text
     kept: list[str] = []
     ends: tuple[str, ...] | None = None
-    begin, hidden, has_channels = 0, "", False
+    begin, hidden, has_channels, has_thinking = 0, "", False, False
     for match in _MARK.finditer(text):
         mark, passage = match[0], text[begin : match.start()]
         if match["control"] and not has_channels and mark not in (ends or ()):
             continue
-        if ends is not None and not match["header"]:
+        is_first = ends is None and not f"{''.join(kept)}{passage}".strip()
+        is_complete_header = match["channel"] in _CHANNELS and mark.endswith("<|message|>")
+        if ends is not None and not is_complete_header:
             if mark not in ends:
                 continue
             hidden += passage
             ends = None
+        elif ends is None and not match["control"] and not (is_first or is_complete_header or _is_lone_end(match)):
+            continue
         else:
             if ends is None:
                 kept.append(passage)
@@ -142,13 +154,36 @@ def split_thinking(text: str, opened: str = "", *, is_complete: bool = True) -> 
                     kept = []
             elif match["tag"] or match["open"]:
                 ends = _closing(mark)
-        begin = match.end()
+        begin, has_thinking = match.end(), True
+    if not has_thinking:
+        return Answer(written, "none")
     if ends is None:
         kept.append(text[begin:])
     answer = "".join(kept).strip()
     if tagged := _ANSWER_TAGS.fullmatch(answer):
         answer = tagged[2].strip()
     return Answer(answer, "unclosed" if ends is not None else "removed" if hidden.strip() else "none")
+
+
+def _has_no_thinking(text: str, opened: str) -> bool:
+    """Whether a text neither ends the block that the prompt opened nor has other thinking text."""
+    if "<|channel|>" in opened:
+        return _MARK.search(text) is None
+    return not any(end in text for end in _closing(opened)) and split_thinking(text) == Answer(text, "none")
+
+
+def _is_lone_end(match: re.Match[str]) -> bool:
+    """Whether an end of thinking text without a beginning is where models write it, and is not mentioned in a text."""
+    if not (match["end_tag"] or match["close"]):
+        return False
+    if _LONE_END_AFTER.match(match.string, match.end()):
+        return True
+    # Marks of a long text are not searched from its beginning.
+    before = _LONE_END_BEFORE.search(match.string[max(0, match.start() - _LONE_END_SPACES) : match.start()])
+    if before is None:
+        return False
+    following = match.string[match.end() : match.end() + 1]
+    return not before["word"] or following.isalnum() or not following
 
 
 def opened_block(prompt: str | None) -> str:

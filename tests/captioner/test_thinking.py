@@ -41,7 +41,16 @@ ANSWER = ["A dog", " runs", " fast."]
         ("<think>hm</think>\n\nA dog.", "A dog.", "removed"),
         ("<think>\n\n</think>\n\nA dog.", "A dog.", "none"),
         ("<think>hm", "", "unclosed"),
-        ("A dog. <think>hm", "A dog.", "unclosed"),
+        (" \n<think>hm</think>\n<think>hm</think>\nA dog.", "A dog.", "removed"),
+        ("hm.\n</think>\n\nA dog.", "A dog.", "removed"),
+        ("hm </think>\n\nA dog.", "A dog.", "removed"),
+        ("hm. </think> A dog.", "A dog.", "removed"),
+        ("hm </think><answer>A dog.</answer>", "A dog.", "removed"),
+        ("hm\n</think>", "", "removed"),
+        ("hm</think>", "", "removed"),
+        ("</think>\n\nA dog.", "A dog.", "none"),
+        ("<longcat_think>hm</longcat_think>A dog.", "A dog.", "removed"),
+        ("<think>hm</think>A sign says </think> in red.", "A sign says </think> in red.", "removed"),
         ("hm</think>A dog.", "A dog.", "removed"),
         ("<think>a <think>b</think> c</think>A dog.", "A dog.", "removed"),
         ("<think>[/THINK]</think>A dog.", "A dog.", "removed"),
@@ -71,6 +80,38 @@ def test_the_answer_without_its_thinking_text(text: str, answer: str, thinking: 
     # What remains has no marks, so that nothing is removed twice.
     assert split_thinking(answer).text == answer
     assert ("thinking" in find_failures([text]).of(0)) == (thinking == "unclosed")
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A whiteboard that says </think> : a dog.",
+        " A woman on a screen with <think> written on it. ",
+        "A page with <think>hm</think> in its source.",
+        'A sign that reads "</think>"',
+        'A sign with the words "</think>."',
+        "A sign that says </think>",
+        "<overthinking> sign",
+        "<overthinking>a</overthinking> dog",
+        "x <a:think> y",
+        "<a:think>a</a:think> dog",
+        "An HTML page showing <reasoning>",
+        "A slide about [THINK] and [/THINK] marks",
+        "A screen with <|START_THINKING|> on it",
+        "A screen with <|channel|> on it",
+        "A screen with <|channel|>analysis on it<|end|>",
+        "The model\u2019s template has ◁think▷ and ◁/think▷ in it",
+    ],
+)
+def test_a_caption_that_mentions_a_mark_is_complete(caption: str, tmp_path: Path) -> None:
+    written = split_thinking(caption)
+    assert (written.text, written.thinking) == (caption, "none")
+    opened = split_thinking(caption, "[THINK]" if "THINK" not in caption else "<think>")
+    assert (opened.text, opened.thinking) == (caption, "unclosed")
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps({"1": caption}))
+    predictions = read_predictions(file)
+    assert (predictions.captions["1"], dict(predictions.thinking)) == (caption, {})
 
 
 @pytest.mark.parametrize(
@@ -291,9 +332,8 @@ def test_a_file_of_answers_is_scored_without_thinking_text(tmp_path: Path, capfd
     references, raw, clean = (tmp_path / name for name in ("references.json", "raw.json", "clean.json"))
     references.write_text(json.dumps({"1": ["A dog runs."], "2": ["A cat sits."], "3": ["A man."]}))
     clean.write_text(json.dumps({"1": "A dog runs.", "2": "A cat.", "3": ""}))
-    raw.write_text(
-        json.dumps({"1": "<think>It is a dog.</think>\n\nA dog runs.", "2": "A cat.", "3": "<think>Well, a man"})
-    )
+    written = json.dumps({"1": "<think>It is a dog.</think>\n\nA dog runs.", "2": "A cat.", "3": "<think>Well, a man"})
+    raw.write_text(written)
     answers = []
     for file in (raw, clean):
         assert captune("score", "-r", references, "-p", file, "--metrics", "cider,failures", "--json") == 0
@@ -305,6 +345,12 @@ def test_a_file_of_answers_is_scored_without_thinking_text(tmp_path: Path, capfd
         "2 captions had thinking text, which was removed before scoring; in 1 of them it never ends."
     )
     assert "thinking" not in answers[1]
+    # Marks in references are words of theirs.
+    references.write_text(json.dumps({"1": ["<think>A dog</think> runs."], "2": ["A cat sits."], "3": ["A man."]}))
+    raw.write_text(json.dumps({"1": "A dog runs.", "2": "A cat sits.", "3": "A man."}))
+    assert captune("score", "-r", references, "-p", raw, "--metrics", "bleu", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["scores"]["BLEU-1"] < 1
+    raw.write_text(written)
     file = read_predictions(raw)
     assert (file.captions["1"], file.thinking) == ("A dog runs.", {"1": "removed", "3": "unclosed"})
     # Also captions that Python passes.
