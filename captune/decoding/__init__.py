@@ -8,7 +8,13 @@ from captune.common import lazy_names
 
 if TYPE_CHECKING:
     from captune.decoding.capabilities import unsupported_reason
-    from captune.decoding.caption_cache import cached_captions, collect_captions, has_captions
+    from captune.decoding.caption_cache import (
+        CollectedCaptions,
+        cached_captions,
+        collect_captions,
+        has_captions,
+        stored_identities,
+    )
     from captune.decoding.engine import DecodingEngine, SharedPrefix
     from captune.decoding.generate import Engine, as_caption, generate_captions, generate_ids, prompt_embeddings
     from captune.decoding.kv_cache import StaticKVCache
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NON_FINITE_SCORES",
     "Caption",
+    "CollectedCaptions",
     "DecodingEngine",
     "DecodingKeywords",
     "DecodingOptions",
@@ -51,6 +58,7 @@ __all__ = [
     "in_batches",
     "is_out_of_memory",
     "prompt_embeddings",
+    "stored_identities",
     "stream_text",
     "unsupported_reason",
     "with_keywords",
@@ -60,7 +68,13 @@ __getattr__ = lazy_names(
     __name__,
     {
         "capabilities": ["unsupported_reason"],
-        "caption_cache": ["cached_captions", "collect_captions", "has_captions"],
+        "caption_cache": [
+            "CollectedCaptions",
+            "cached_captions",
+            "collect_captions",
+            "has_captions",
+            "stored_identities",
+        ],
         "engine": ["DecodingEngine", "SharedPrefix"],
         "generate": ["Engine", "as_caption", "generate_captions", "generate_ids", "prompt_embeddings"],
         "kv_cache": ["StaticKVCache"],

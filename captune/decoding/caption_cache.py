@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +23,7 @@ from captune.data import atomic_file, hash_file
 from captune.decoding.options import Caption
 from captune.parsing import load_json
 
-__all__ = ["cached_captions", "collect_captions", "has_captions", "image_key"]
+__all__ = ["CollectedCaptions", "cached_captions", "collect_captions", "has_captions", "image_key", "stored_identities"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,27 +52,43 @@ def cached_captions(
     return [known[key] for key in keys]
 
 
+@dataclass(frozen=True)
+class CollectedCaptions:
+    """Captions of N images from `collect_captions`.
+
+    Attributes:
+        captions: in the order of the images; None for images without one.
+        remarks: what was stored with each, by key; N dictionaries.
+        reused: number of images whose captions were stored before.
+        file: where they are stored.
+    """
+
+    captions: list[Caption | None]
+    remarks: list[Mapping[str, str]]
+    reused: int
+    file: Path
+
+
 def collect_captions(
     folder: Path,
     identity: Sequence[str],
     images: Sequence[Path],
-    request: Callable[[list[int], Callable[[int, Caption], None]], None],
-) -> list[Caption | None]:
+    request: Callable[[list[int], Callable[[int, Caption, Mapping[str, str]], None]], None],
+) -> CollectedCaptions:
     """Captions of images that arrive one by one; each is stored at once, so that a killed process loses none.
 
     Args:
         folder: of the cache; created when there are captions to request.
         identity: everything that decides a caption, besides the image.
         images: N image files.
-        request: gets the indices of the images that are not stored, and a function to call with the index of an image
-            and its caption; called once, or not at all.
-
-    Returns:
-        N captions in the order of the images; None for images without one.
+        request: gets the indices of the images that are not stored, and a function to call with the index of an image,
+            its caption and remarks to store with it; called once, or not at all.
     """
     path = _file(folder, identity)
-    known, keys = _read(path), [image_key(image) for image in images]
+    remarks: dict[str, Mapping[str, str]] = {}
+    known, keys = _read(path, remarks), [image_key(image) for image in images]
     missing = _missing(keys, known)
+    reused = sum(key in known for key in keys)
     if missing:
         if not path.is_file():
             _write(path, identity, {})
@@ -81,13 +97,25 @@ def collect_captions(
             stream.truncate(stream.read().rfind(b"\n") + 1)
             stream.seek(0, os.SEEK_END)
 
-            def keep(index: int, caption: Caption) -> None:
-                known[keys[index]] = caption
-                stream.write(_line(keys[index], caption).encode())
+            def keep(index: int, caption: Caption, remark: Mapping[str, str]) -> None:
+                known[keys[index]], remarks[keys[index]] = caption, remark
+                stream.write(_line(keys[index], caption, remark).encode())
                 stream.flush()
 
             request(missing, keep)
-    return [known.get(key) for key in keys]
+    return CollectedCaptions([known.get(key) for key in keys], [remarks.get(key, {}) for key in keys], reused, path)
+
+
+def stored_identities(folder: Path) -> list[tuple[str, ...]]:
+    """The identities whose captions are stored, the last changed first."""
+    identities = []
+    for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            with path.open("rb") as stream:
+                identities.append(tuple(load_json(stream.readline())["identity"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return identities
 
 
 def has_captions(folder: Path, identity: Sequence[str], images: Sequence[Path] | None = None) -> bool:
@@ -114,8 +142,13 @@ def image_key(path: str | os.PathLike[str]) -> str:
         return f"unread {os.fspath(path)}"
 
 
-def _read(path: Path) -> dict[str, Caption]:
-    """Captions in a file; damaged lines are ignored, and their captions generated again."""
+def _read(path: Path, remarks: dict[str, Mapping[str, str]] | None = None) -> dict[str, Caption]:
+    """Captions in a file; damaged lines are ignored, and their captions generated again.
+
+    Args:
+        path: the file.
+        remarks: receives those that are stored with captions.
+    """
     known: dict[str, Caption] = {}
     damaged = 0
     try:
@@ -129,9 +162,12 @@ def _read(path: Path) -> dict[str, Caption]:
             if check != _check(row):
                 raise ValueError("another hash")
             key = str(row.pop("image"))
+            remark = row.pop("remarks", {})
             known[key] = Caption(**row)
             if known[key].thinking not in get_args(Thinking):
                 raise ValueError("an unknown kind of thinking text")
+            if remarks is not None:
+                remarks[key] = remark
         except (ValueError, TypeError, KeyError, AttributeError):
             damaged += 1
     if damaged:
@@ -146,10 +182,11 @@ def _write(path: Path, identity: Sequence[str], known: dict[str, Caption]) -> No
             stream.write(_line(key, caption))
 
 
-def _line(key: str, caption: Caption) -> str:
+def _line(key: str, caption: Caption, remarks: Mapping[str, str] | None = None) -> str:
     row = {"image": key, **asdict(caption)}
     if caption.thinking == "none":
         del row["thinking"]
+    row |= {"remarks": dict(remarks)} if remarks else {}
     return json.dumps({**row, "check": _check(row)}, ensure_ascii=False) + "\n"
 
 

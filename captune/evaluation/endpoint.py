@@ -18,7 +18,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -78,11 +78,13 @@ class Answer:
         caption: its text is empty where the model refused, or answered with nothing.
         refused: why there is no caption, in the words of the server; empty if there is one or it is just empty.
         is_final: whether the model answered; False where the server refused the request for this image or failed.
+        model: name of the model in the answer; empty if there is none.
     """
 
     caption: Caption
     refused: str = ""
     is_final: bool = True
+    model: str = ""
 
 
 class _RequestError(Exception):
@@ -129,6 +131,7 @@ class Endpoint:
         decoding: what is requested; only `max_new_tokens` and `repetition_penalty` can be.
         options: for requests.
         samples: whether the temperature is left to the server, because its model refuses 0.
+        served: what the server says about the model, such as its folder; empty if nothing.
     """
 
     address: str
@@ -136,6 +139,7 @@ class Endpoint:
     decoding: DecodingOptions
     options: EndpointOptions = field(default_factory=EndpointOptions)
     samples: bool = False
+    served: str = ""
     _limit: str = "max_tokens"
 
     @classmethod
@@ -166,16 +170,27 @@ class Endpoint:
     @property
     def identity(self) -> str:
         """Differs between models whose captions may differ, as far as that can be seen from here."""
-        return f"endpoint {self.address}#{self.model}{', sampled' if self.samples else ''}"
+        served = f", serves {self.served}" if self.served else ""
+        return f"endpoint {self.address}#{self.model}{', sampled' if self.samples else ''}{served}"
+
+    def with_identity(self, identity: str) -> Endpoint | None:
+        """This endpoint as it had an identity earlier; None if it is that of another one."""
+        for samples in (False, True):
+            start = replace(self, samples=samples, served="").identity
+            rest = identity.removeprefix(start).removeprefix(", serves ")
+            earlier = replace(self, samples=samples, served=rest)
+            if earlier.identity == identity:
+                return earlier
+        return None
 
     def check(self) -> None:
-        """Refuse a server that cannot be reached or accepts no key.
+        """Refuse a server that cannot be reached or accepts no key, and read what it says about the model.
 
         Raises:
             InputError: names the address and the reason.
         """
         try:
-            self._send("/models")
+            self.served = _description(self._send("/models"), self.model)
         except _RequestError as failure:
             if failure.status in (0, 401, 403):
                 raise self._unreachable(failure) from None
@@ -456,6 +471,19 @@ def _model_names(answer: Any) -> list[str]:
         return []
 
 
+def _description(answer: Any, model: str) -> str:
+    """What differs between two models of one name in an answer of `/models`: folders, the size of a GGUF file."""
+    try:
+        entries = [entry for entry in answer["data"] if entry["id"] == model] or answer["data"]
+        (entry,) = entries
+        meta = entry.get("meta")
+        known = {name: entry[name] for name in ("id", "root", "parent", "digest") if entry.get(name)}
+        known |= {name: meta[name] for name in ("n_params", "size") if name in meta} if isinstance(meta, dict) else {}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""
+    return "" if known == {"id": model} else json.dumps(known, sort_keys=True)
+
+
 def _read_answer(tree: Any, key: str | None = None) -> Answer:
     """The caption in a chat completion.
 
@@ -492,7 +520,9 @@ def _read_answer(tree: Any, key: str | None = None) -> Answer:
     if reasoning and thinking == "none":  # the server has removed it
         thinking = "removed" if written.text or not is_cut else "unclosed"
     count = tokens if isinstance(tokens, int) else 0
-    return Answer(Caption("" if refusal else written.text, count, not is_cut, thinking), str(refusal))
+    named = tree.get("model")
+    caption = Caption("" if refusal else written.text, count, not is_cut, thinking)
+    return Answer(caption, str(refusal), model=named if isinstance(named, str) else "")
 
 
 def image_url(file: Path, *, exif_rotation: bool = True) -> str:

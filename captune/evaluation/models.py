@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from captune.captioner import Captioner
 from captune.config import RunConfig
 from captune.data import folder_lock, plural
-from captune.decoding import Caption
-from captune.errors import ConfigError, NonFiniteScoresError
+from captune.decoding import Caption, CollectedCaptions
+from captune.errors import ConfigError, InputError, NonFiniteScoresError
 from captune.evaluation.destination import LOCK_NAME, check_models_destination
 from captune.evaluation.endpoint import Answer, Endpoint, EndpointOptions, GreedyRefusedError
 from captune.evaluation.protocol import evaluation_set
@@ -107,9 +107,30 @@ def check_endpoints(evaluation: Evaluation, rows: Sequence[PreparedRow], instruc
     """
     for endpoint in (row.endpoint for row in rows if row.endpoint is not None):
         prompt = instruction or evaluation.instruction
-        samplings = (replace(endpoint, samples=samples).identity for samples in (False, True))
-        if not any(evaluation.has_collected(identity, prompt, every=True) for identity in samplings):
+        stored = map(endpoint.with_identity, evaluation.collected_fingerprints(prompt))
+        earlier = [each for each in stored if each is not None]
+        try:
             endpoint.check()
+        except InputError:
+            complete = (each for each in earlier if evaluation.has_collected(each.identity, prompt, every=True))
+            first = next(complete, None)
+            if first is None:
+                raise
+            endpoint.served = first.served
+            continue
+        before = [each.served for each in earlier]
+        if not before or endpoint.served in before:
+            continue
+        if not endpoint.served:
+            endpoint.served = before[0]
+        elif "" in before:
+            endpoint.served = ""
+        else:
+            logger.warning(
+                "%s serves another model as %s than in an earlier evaluation, so all captions are requested again.",
+                endpoint.address,
+                endpoint.model,
+            )
 
 
 def add_row(
@@ -189,17 +210,18 @@ def _request(
 ) -> tuple[list[Caption], CaptionOrigin]:
     """The captions of an endpoint, of which those of an interrupted evaluation are not requested again."""
     files = evaluation.image_files
-    reasons: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
 
-    def request(indices: list[int], keep: Callable[[int, Caption], None]) -> None:
+    def request(indices: list[int], keep: Callable[[int, Caption, Mapping[str, str]], None]) -> None:
         done = len(files) - len(indices)
 
         def on_answer(index: int, answer: Answer) -> None:
             nonlocal done
             if answer.is_final:
-                keep(indices[index], answer.caption)
-            if answer.refused:
-                reasons[answer.refused] += 1
+                remarks = {"model": answer.model if answer.model != endpoint.model else "", "refused": answer.refused}
+                keep(indices[index], answer.caption, {key: text for key, text in remarks.items() if text})
+            else:
+                failures[answer.refused] += 1
             done += 1
             on_captions(done, len(files))
 
@@ -209,23 +231,64 @@ def _request(
     endpoint.samples = True
     endpoint.samples = evaluation.has_collected(endpoint.identity, instruction)
     try:
-        answers = evaluation.collected(endpoint.identity, instruction, request)
+        collected = evaluation.collected(endpoint.identity, instruction, request)
     except GreedyRefusedError as error:
         logger.warning("%s Its captions are sampled at the temperature of the server.", error)
         endpoint.samples = True
-        answers = evaluation.collected(endpoint.identity, instruction, request)
-    captions = [Caption("", 0, True) if answer is None else answer for answer in answers]
+        collected = evaluation.collected(endpoint.identity, instruction, request)
     notes = ["captions of an endpoint: the server processes the images, formats the prompt and decodes"]
+    limit = evaluation.options.max_new_tokens
     decoding = str(evaluation.options)
     if endpoint.samples:
         notes.append("the server refuses temperature 0, so its captions are sampled")
-        decoding = f"sampled,max{evaluation.options.max_new_tokens}"
-    empty = sum(not caption.text for caption in captions)
-    if empty:
-        cut = sum(not caption.text and not caption.stopped for caption in captions)
-        text = f"{plural(empty, 'answer')} of {len(captions):,} without a caption, scored as empty"
-        text += f"; {cut:,} ended at evaluate.max_new_tokens={evaluation.options.max_new_tokens}" if cut else ""
-        notes.append(text)
-        reason = f"; {reasons.most_common(1)[0][0]}" if reasons else ""
-        logger.warning("%s: %s%s.", name, text, reason.rstrip("."))
-    return captions, CaptionOrigin("endpoint", decoding, tuple(notes))
+        decoding = f"sampled,max{limit}"
+    more = _reused(collected, evaluation.output) + _other_models(collected, endpoint)
+    if missing := _without_caption(collected, failures, limit):
+        if not any(caption is not None and caption.text for caption in collected.captions):
+            again = f"; delete {collected.file} to request them again" if collected.reused else ""
+            raise InputError(f"{name}: {endpoint.address} gave no caption: {missing}{again}.")
+        more.append(f"{missing}; scored as empty")
+    for note in more:
+        logger.warning("%s: %s.", name, note)
+    captions = [Caption("", 0, True) if caption is None else caption for caption in collected.captions]
+    return captions, CaptionOrigin("endpoint", decoding, (*notes, *more))
+
+
+def _reused(collected: CollectedCaptions, output: Path) -> list[str]:
+    """The note on captions that were not requested now."""
+    if not collected.reused:
+        return []
+    file = collected.file.relative_to(output).as_posix()
+    count = f"{collected.reused:,} of {plural(len(collected.captions), 'caption')}"
+    return [f"{count} requested in an earlier evaluation; to request them again, delete {file} in the output folder"]
+
+
+def _other_models(collected: CollectedCaptions, endpoint: Endpoint) -> list[str]:
+    """The note on answers that name another model than the requested one, as servers do that ignore the name."""
+    models = Counter(remarks["model"] for remarks in collected.remarks if "model" in remarks)
+    named = ", ".join(f"{model} ({plural(count, 'answer')})" for model, count in models.most_common(3))
+    return [f"the server answers with the model {named}, and not with the requested {endpoint.model}"] if models else []
+
+
+def _without_caption(collected: CollectedCaptions, failures: Counter[str], limit: int) -> str:
+    """How many images have no caption, and why; empty if all have one."""
+    images = list(zip(collected.captions, collected.remarks, strict=True))
+    failed = sum(caption is None for caption, _ in images)
+    refusals = Counter(remarks["refused"] for _, remarks in images if "refused" in remarks)
+    refused = refusals.total()
+    empty = [
+        caption for caption, remarks in images if caption is not None and not caption.text and "refused" not in remarks
+    ]
+    cut = sum(not caption.stopped for caption in empty)
+    counts = {
+        f"refused by the server or failed ({_most_common(failures)})": failed,
+        f"refused by the model or filtered ({_most_common(refusals)})": refused,
+        "empty" + (f" ({cut:,} ended at evaluate.max_new_tokens={limit})" if cut else ""): len(empty),
+    }
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
+    total = sum(counts.values())
+    return f"{plural(total, 'answer')} of {len(images):,} without a caption: {reasons}" if total else ""
+
+
+def _most_common(words: Counter[str]) -> str:
+    return f"'{words.most_common(1)[0][0].rstrip('.')}'" if words else ""

@@ -17,10 +17,12 @@ from captune.data import atomic_file, resolve_image
 from captune.decoding import (
     NON_FINITE_SCORES,
     Caption,
+    CollectedCaptions,
     DecodingOptions,
     cached_captions,
     collect_captions,
     has_captions,
+    stored_identities,
 )
 from captune.errors import InputError, MetricInputError, NonFiniteScoresError, RefusedImagesError
 from captune.evaluation.protocol import PRETRAINED, START, EvaluationSet
@@ -289,8 +291,11 @@ class Evaluation:
         return cached_captions(self._cache, identity, self.image_files, generate)
 
     def collected(
-        self, fingerprint: str, instruction: str, request: Callable[[list[int], Callable[[int, Caption], None]], None]
-    ) -> list[Caption | None]:
+        self,
+        fingerprint: str,
+        instruction: str,
+        request: Callable[[list[int], Callable[[int, Caption, Mapping[str, str]], None]], None],
+    ) -> CollectedCaptions:
         """Captions of all images that arrive one by one from elsewhere; see `captune.decoding.collect_captions`."""
         return collect_captions(self._cache, self._identity(fingerprint, instruction), self.image_files, request)
 
@@ -298,6 +303,11 @@ class Evaluation:
         """Whether `collected` has stored captions of a model: of some image, or of every image."""
         images = self.image_files if every else None
         return has_captions(self._cache, self._identity(fingerprint, instruction), images)
+
+    def collected_fingerprints(self, instruction: str) -> list[str]:
+        """Fingerprints of which `collected` has stored captions with an instruction, the last used first."""
+        same = self._identity("", instruction)[1:]
+        return [first for first, *others in stored_identities(self._cache) if tuple(others) == same]
 
     def _identity(self, fingerprint: str, instruction: str) -> tuple[str, ...]:
         return fingerprint, instruction, str(self._options), "upright" if self._config.exif_rotation else "stored"

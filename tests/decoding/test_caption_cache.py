@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import captune.evaluation.run_models
 from captune.config import RunConfig
-from captune.decoding import Caption, DecodingEngine, collect_captions, has_captions
+from captune.decoding import Caption, DecodingEngine, collect_captions, has_captions, stored_identities
 from captune.decoding.caption_cache import cached_captions
 from captune.evaluation import evaluate_checkpoints
 from captune.hub import locate_model
@@ -147,9 +147,9 @@ def test_captions_that_arrive_one_by_one_are_stored_at_once(tmp_path: Path) -> N
         file.write_text(str(number % 3))  # the first and the last are equal
     cache, identity, indices_of = tmp_path / "cache", ("endpoint", "prompt"), []
 
-    def request(indices: list[int], keep: Callable[[int, Caption], None]) -> None:
+    def request(indices: list[int], keep: Callable[[int, Caption, Mapping[str, str]], None]) -> None:
         indices_of.append(indices)
-        keep(indices[0], Caption(f"of {indices[0]}", 1, True))
+        keep(indices[0], Caption(f"of {indices[0]}", 1, True), {"model": "other"} if indices[0] == 2 else {})
         if len(indices_of) == 1:
             raise OSError("the disk is full")
 
@@ -160,11 +160,17 @@ def test_captions_that_arrive_one_by_one_are_stored_at_once(tmp_path: Path) -> N
     (stored,) = cache.glob("*.jsonl")
     with stored.open("a") as stream:
         stream.write('{"image": "a process was kil')
-    captions = collect_captions(cache, identity, files, request)
-    assert [None if caption is None else caption.text for caption in captions] == [None, "of 1", "of 2", None]
-    assert collect_captions(cache, identity, files, request)[0] == Caption("of 0", 1, True)
+    collected = collect_captions(cache, identity, files, request)
+    texts = [None if caption is None else caption.text for caption in collected.captions]
+    assert texts == [None, "of 1", "of 2", None]
+    assert (collected.reused, collected.remarks, collected.file) == (1, [{}, {}, {"model": "other"}, {}], stored)
+    collected = collect_captions(cache, identity, files, request)
+    assert collected.captions[0] == Caption("of 0", 1, True)
+    assert (collected.reused, collected.remarks) == (2, [{}, {}, {"model": "other"}, {}])
+    assert stored_identities(cache) == [identity]
+    assert stored_identities(tmp_path / "none") == []
     assert indices_of == [[1, 2, 0], [2, 0], [0]], "equal images are requested once"
     assert cached_captions(cache, identity, files, lambda indices: pytest.fail(f"generated {indices}")) == (
-        collect_captions(cache, identity, files, request)
+        collect_captions(cache, identity, files, request).captions
     )
     assert len(indices_of) == 3

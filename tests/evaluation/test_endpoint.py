@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Server:
     """
 
     answer: Callable[[dict[str, Any], int], Reply] = lambda _request, _number: completion("A red card.")
-    models: list[str] = field(default_factory=lambda: ["tiny"])
+    models: list[str | dict[str, Any]] = field(default_factory=lambda: ["tiny"])
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     address: str = ""
@@ -81,7 +82,7 @@ def server() -> Iterator[Server]:
 
         def do_GET(self) -> None:
             state.keys.append(self.headers["Authorization"])
-            self.send(200, {"data": [{"id": name} for name in state.models]})
+            self.send(200, {"data": [{"id": name} if isinstance(name, str) else name for name in state.models]})
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -246,7 +247,9 @@ def test_an_endpoint_that_fails_keeps_its_answers(server: Server, manifest: Path
     assert sorted(row.captions.values()) == ["a card"] * 3 + ["another card"] * 3
 
 
-def test_a_complete_row_needs_no_server(manifest: Path, tmp_path: Path, server: Server) -> None:
+def test_a_complete_row_needs_no_server(
+    manifest: Path, tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     before = evaluate(manifest, tmp_path / "out", f"{server.address}#tiny")
     count = len(server.requests)
     server.models = []
@@ -255,12 +258,83 @@ def test_a_complete_row_needs_no_server(manifest: Path, tmp_path: Path, server: 
     results.write_text(json.dumps([{"image_id": f"card-{n}", "caption": "a card"} for n in range(2, 8)]))
     after = evaluate(manifest, tmp_path / "out", f"{server.address}#tiny", str(results))
     assert len(server.requests) == count
-    assert after.checkpoints[0] == before.checkpoints[0]
+    (stored,) = (tmp_path / "out" / "cache" / "captions").glob("*.jsonl")
+    note = (
+        "6 of 6 captions requested in an earlier evaluation; to request them again, delete "
+        f"cache/captions/{stored.name} in the output folder"
+    )
+    assert after.checkpoints[0].notes == (*before.checkpoints[0].notes, note)
+    assert replace(after.checkpoints[0], notes=()) == replace(before.checkpoints[0], notes=())
+    assert f"tiny: {note}." in caplog.text
     # Other settings are other captions.
     with pytest.raises(ToolError):
         evaluate(
             manifest, tmp_path / "out", f"{server.address}#tiny", str(results), settings=("evaluate.max_new_tokens=9",)
         )
+
+
+def test_another_model_of_the_same_name_is_requested_again(
+    server: Server, manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Servers that list the folder of a model; without a connection the last stored answers are used."""
+    url, counts = f"{server.address}#tiny", []
+    for root in ("/out/checkpoint-500", "/out/checkpoint-1000", "/out/checkpoint-500"):
+        server.models = [{"id": "other", "root": "/x"}, {"id": "tiny", "root": root, "created": len(counts)}]
+        server.answer = lambda _request, _number, root=root: completion(f"a card of {root}")  # type: ignore[misc]
+        server.requests.clear()
+        (row,) = evaluate(manifest, tmp_path / "out", url).checkpoints
+        assert set(row.captions.values()) == {f"a card of {root}"}
+        counts.append(len(server.requests))
+    assert counts == [6, 6, 0]
+    assert caplog.text.count("serves another model as tiny than in an earlier evaluation") == 1
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        for stored in (tmp_path / "out" / "cache" / "captions").glob("*.jsonl"):
+            stored.write_text(stored.read_text().replace(server.address, gone))
+            head, _, lines = stored.read_text().partition("\n")
+            name = hashlib.sha256("\0".join(json.loads(head)["identity"]).encode()).hexdigest()[:20]
+            stored.unlink()
+            stored.with_name(f"{name}.jsonl").write_text(f"{head}\n{lines}")
+        (row,) = evaluate(manifest, tmp_path / "out", f"tiny={gone}#tiny").checkpoints
+    assert set(row.captions.values()) <= {"a card of /out/checkpoint-500", "a card of /out/checkpoint-1000"}
+
+
+def test_the_model_of_the_answers_is_noted(
+    server: Server, manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reply = completion("a card")
+    reply[1]["model"] = "other"
+    server.answer = lambda _request, number: reply if number > 2 else completion("a card")
+    note = "the server answers with the model other (4 answers), and not with the requested mine"
+    for count in (1, 2):
+        (row,) = evaluate(manifest, tmp_path / "out", f"{server.address}#mine").checkpoints
+        assert note in row.notes
+        assert caplog.text.count(f"mine: {note}.") == count, "it is stored with the captions"
+    assert len(server.requests) == 6
+
+
+@pytest.mark.parametrize(
+    ("replies", "words"),
+    [
+        ([completion(None)], "6 empty."),
+        ([completion("", finish="length")], r"6 empty \(6 ended at evaluate.max_new_tokens=40\)."),
+        ([completion(None, refusal="I cannot.")], "6 refused by the model or filtered \\('I cannot'\\)."),
+        (
+            [completion(""), *[failed(400, "too large")] * 5],
+            "5 refused by the server or failed .*too large.*, 1 empty.",
+        ),
+    ],
+)
+def test_answers_without_any_caption_have_no_row(
+    server: Server, manifest: Path, tmp_path: Path, replies: list[Reply], words: str
+) -> None:
+    server.answer = lambda _request, number: replies[min(number, len(replies)) - 1]
+    with pytest.raises(InputError, match=f"tiny: http.* gave no caption: 6 answers of 6 without a caption: {words}"):
+        evaluate(manifest, tmp_path / "out", server.address, endpoint_options=EndpointOptions(1))
+    with pytest.raises(InputError, match=r"; delete .*\.jsonl to request them again\."):
+        evaluate(manifest, tmp_path / "out", server.address)
+    assert not (tmp_path / "out" / "scores.json").exists()
 
 
 def test_requests_at_once(server: Server, manifest: Path, tmp_path: Path) -> None:
@@ -290,13 +364,20 @@ def test_refusals_and_empty_answers_are_counted(
     options = EndpointOptions(concurrency=1)
     (row,) = evaluate(manifest, tmp_path / "out", server.address, endpoint_options=options).checkpoints
     assert list(row.captions.values()) == ["a card", "", "", "", "", "a card"]
-    note = "4 answers of 6 without a caption, scored as empty; 1 ended at evaluate.max_new_tokens=40"
-    assert row.notes[1] == note
-    assert f"tiny: {note}; I cannot help with that." in caplog.text
+    note = (
+        "4 answers of 6 without a caption: 1 refused by the server or failed ('The image is too small (status 400)'), "
+        "2 refused by the model or filtered ('I cannot help with that'), 1 empty (1 ended at "
+        "evaluate.max_new_tokens=40); scored as empty"
+    )
+    assert row.notes[1:] == (note,)
+    assert f"tiny: {note}." in caplog.text
     assert dict(row.thinking) == {"card-5": "unclosed"}
     # An image that is refused again does not end an evaluation in which others were answered.
     server.answer = lambda _request, _number: failed(400, "The image is too small")
-    assert evaluate(manifest, tmp_path / "out", server.address, endpoint_options=options).checkpoints == (row,)
+    (again,) = evaluate(manifest, tmp_path / "out", server.address, endpoint_options=options).checkpoints
+    assert (again.captions, again.corpus) == (row.captions, row.corpus)
+    assert again.notes[1].startswith("5 of 6 captions requested in an earlier evaluation; ")
+    assert again.notes[2] == note, "what was stored is counted as before"
     # The model has answered: only the image that the server refused is requested again.
     server.requests.clear()
     server.answer = lambda _request, _number: completion("a card after all")
@@ -342,7 +423,8 @@ def test_models_that_refuse_max_tokens_and_temperature(
     assert "does not decode greedily" in caplog.text
     # Not requested again, although the model could answer otherwise now.
     server.requests.clear()
-    assert evaluate(manifest, tmp_path / "out", server.address).checkpoints == (row,)
+    (again,) = evaluate(manifest, tmp_path / "out", server.address).checkpoints
+    assert (again.captions, again.signature, again.notes[:2]) == (row.captions, row.signature, row.notes)
     assert not server.requests
 
 
@@ -410,7 +492,7 @@ def test_answers_that_the_server_did_not_complete(
     assert list(row.captions.values()) == ["a card", "", "a card", "", "a card", "a card"]
     assert len(server.requests) == 8
     words = f"the answer ended with finish_reason '{finish}': the worker died"
-    assert f"2 answers of 6 without a caption, scored as empty; {words}." in caplog.text
+    assert f"2 answers of 6 without a caption: 2 refused by the server or failed ('{words}')" in caplog.text
     server.requests.clear()
     server.answer = lambda _request, _number: completion("a new card")
     (row,) = evaluate(manifest, tmp_path / "out", server.address, endpoint_options=options).checkpoints
