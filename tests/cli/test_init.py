@@ -79,7 +79,11 @@ def test_a_folder_with_a_table(photos: Path, tmp_path: Path) -> None:
     )
     assert done.err.endswith("Next: captune train photos.yaml\n")
     config = load_config(tmp_path / "photos.yaml")
-    assert (config.model.path, str(config.data.train), str(config.output)) == ("toy-vlm", "photos.jsonl", "runs/photos")
+    assert (config.model.path, str(config.data.train), str(config.output)) == (
+        "toy-vlm",
+        str(tmp_path / "photos.jsonl"),
+        "runs/photos",
+    )
     assert config.data.name == "photos"
     assert config.evaluate.tokenizer is None
     # An epoch of ten captions has several steps, and the warm-up ends.
@@ -200,7 +204,7 @@ def test_a_manifest_is_used_or_divided(photos: Path, tmp_path: Path) -> None:
     before = (tmp_path / "m.jsonl").read_bytes()
     done = init(tmp_path, "m.jsonl")
     assert done.code == 0
-    assert load_config(tmp_path / "m.yaml").data.train == Path("m-split.jsonl")
+    assert load_config(tmp_path / "m.yaml").data.train == tmp_path / "m-split.jsonl"
     assert (tmp_path / "m.jsonl").read_bytes() == before
     done = init(tmp_path, "m-split.jsonl", "--out", "again.yaml")
     assert done.code == 0
