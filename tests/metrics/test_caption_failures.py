@@ -38,7 +38,7 @@ from captune.metrics.diagnostics import STOP_MARKS, find_failures
         ("<think>The user wants", ["thinking"]),
         ("<think>A dog?</think> A dog runs.", []),
         ("A dog? </think> A dog runs.", []),
-        ("A dog runs. <think>Or a cat", ["thinking"]),
+        ("A dog runs. <think>Or a cat", []),
         ("<|channel|>analysis I see a dog", ["thinking"]),
         ("<|channel>thought I see a dog", ["thinking"]),
         ("◁think▷ I see a dog", ["thinking"]),
