@@ -11,7 +11,14 @@ import typer
 
 from captune.cli.next_command import show_next
 from captune.cli.output import print_message
-from captune.cli.report_output import print_comparison, print_examples, print_json, print_report, run_as_json
+from captune.cli.report_output import (
+    print_comparison,
+    print_examples,
+    print_json,
+    print_report,
+    print_verdict,
+    run_as_json,
+)
 from captune.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,6 +182,7 @@ def _report_several(sources: list[Path], out: Path | None, *, intervals: bool, l
     if as_json:
         print_json(comparison.to_dict(), files)
     else:
+        print_verdict(comparison)
         print_comparison(comparison, intervals=intervals)
     return files
 

@@ -27,6 +27,7 @@ __all__ = [
     "print_examples",
     "print_json",
     "print_report",
+    "print_verdict",
     "run_as_json",
     "sparkline",
     "sparklines",
@@ -72,15 +73,61 @@ def print_examples(run: RunScores, *, intervals: bool = False) -> None:
         _print_lines(f"  {line}" for line in lines)
 
 
+def print_verdict(comparison: Comparison) -> None:
+    """Print which of two runs is better, with the interval of the difference and its test."""
+    from captune.report import comparison_headline
+
+    verdict = comparison_headline(comparison)
+    _print_lines(textwrap.wrap(verdict.title, _width(), break_on_hyphens=False))
+    if verdict.detail:
+        _print_wrapped([verdict.detail])
+
+
 def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None:
     """Print the table of runs, their tests and the images on which they differ most."""
+    from captune.report import most_different_lines
+
+    print()
+    _print_table(comparison.table, intervals=intervals)
+    (_print_pair if len(comparison.table.checkpoints) == 2 else _print_matrices)(comparison)
+    _print_heading("Images on which the runs differ most (CIDEr)")
+    width = _width()
+    for line in most_different_lines(comparison):
+        indent = "    " if line.startswith(" ") else "  "
+        more = f"{indent}  "
+        _print_lines(
+            textwrap.wrap(line.strip(), width, initial_indent=indent, subsequent_indent=more, break_on_hyphens=False)
+        )
+
+
+def _width() -> int:
+    """Columns of the terminal; a program reads lines of any length."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    return console.width if console.is_terminal or "COLUMNS" in os.environ else sys.maxsize
+
+
+def _print_pair(comparison: Comparison) -> None:
+    """Print the tests of two runs with a metric in each line."""
+    from captune.report import pair_tests
+
+    for heading, rows in pair_tests(comparison):
+        _print_heading(heading)
+        name_width = max(len(metric) for metric, _ in rows)
+        _print_lines(f"  {metric:<{name_width}}  {difference}" for metric, difference in rows)
+    rho = comparison.agreement[0, 1]
+    print(f"\nRank correlation of CIDEr over the images: {rho:.2f}")
+
+
+def _print_matrices(comparison: Comparison) -> None:
+    """Print the tests of three or more runs as a table for each metric."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from captune.report import matrices, most_different_lines
+    from captune.report import matrices
 
-    _print_table(comparison.table, intervals=intervals)
     names = [one_line(row.name) for row in comparison.table.checkpoints]
     for heading, rows in matrices(comparison):
         _print_heading(heading)
@@ -91,8 +138,6 @@ def print_comparison(comparison: Comparison, *, intervals: bool = False) -> None
         for name, cells in zip(names, rows, strict=True):
             matrix.add_row(Text(name), *map(Text, cells))
         _print_unclipped(matrix)
-    _print_heading("Images on which the runs differ most (CIDEr)")
-    _print_lines(f"  {line}" for line in most_different_lines(comparison))
 
 
 def run_as_json(run: RunScores, analysis: Analysis) -> dict[str, Any]:

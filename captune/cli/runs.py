@@ -13,6 +13,7 @@ import typer
 
 from captune.cli.commands import CommandGroup, ListGroup
 from captune.cli.guessed_columns import is_interactive
+from captune.cli.next_command import show_next
 from captune.cli.output import print_message, print_summary
 from captune.cli.shared_options import AsJson
 from captune.errors import InputError
@@ -148,7 +149,7 @@ def compare(
         captune runs compare runs/a runs/b
         captune runs compare runs/a runs/b --json
     """
-    from captune.cli.report_output import print_comparison
+    from captune.cli.report_output import print_comparison, print_verdict
     from captune.config import changed_settings
     from captune.report import compare_runs
 
@@ -164,12 +165,15 @@ def compare(
         settings = {key: dict(zip(names, pair, strict=True)) for key, pair in changes.items()}
         print_summary({"settings": settings, **compared.to_dict()})
         return
+    print_verdict(compared)
+    typer.echo()
     if changes:
         _print_table(["Setting", *names], [[key, *map(_value, pair)] for key, pair in changes.items()])
-        typer.echo()
     else:
-        typer.echo("The settings are the same.\n")
+        typer.echo("The settings are the same.")
     print_comparison(compared, intervals=True)
+    out = first.with_name(f"{first.resolve().name}-and-{second.resolve().name}")
+    show_next(["report", first, second, "--out", out], "write the comparison as a page")
 
 
 def _best_of(run: Path) -> tuple[RunConfig, RunScores]:

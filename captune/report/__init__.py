@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from captune.report.background import BackgroundReport
     from captune.report.chart import draw_chart, draw_heatmap
     from captune.report.columns import format_value, heading, order_metrics, shows_zero
-    from captune.report.comparison import Comparison, compare_runs, matrices, most_different_lines
+    from captune.report.comparison import Comparison, compare_runs, matrices, most_different_lines, pair_tests
     from captune.report.files import atomic_write
+    from captune.report.headline import comparison_headline
     from captune.report.learning_curve import TrainingLog, read_log, split_training_rows
     from captune.report.narrative import sentences
     from captune.report.page import LANGUAGES, build_page, style_sheet
@@ -75,6 +76,7 @@ __all__ = [
     "caption_hashes",
     "cells",
     "compare_runs",
+    "comparison_headline",
     "csv_table",
     "daggers",
     "draw_chart",
@@ -93,6 +95,7 @@ __all__ = [
     "nice_ticks",
     "notes",
     "order_metrics",
+    "pair_tests",
     "read_csv",
     "read_log",
     "read_scores",
@@ -119,7 +122,7 @@ __getattr__ = lazy_names(
         "background": ["BackgroundReport"],
         "chart": ["draw_chart", "draw_heatmap"],
         "columns": ["format_value", "heading", "order_metrics", "shows_zero"],
-        "comparison": ["Comparison", "compare_runs", "matrices", "most_different_lines"],
+        "comparison": ["Comparison", "compare_runs", "matrices", "most_different_lines", "pair_tests"],
         "files": ["atomic_write"],
         "robustness_matrix": [
             "MATRIX_FILE",
@@ -153,6 +156,7 @@ __getattr__ = lazy_names(
             "signatures",
         ],
         "thumbnails": ["thumbnail_path", "thumbnail_sources", "write_thumbnails"],
+        "headline": ["comparison_headline"],
         "learning_curve": ["TrainingLog", "split_training_rows", "read_log"],
         "write": ["COMPARISON_FILES", "REPORT_FILES", "write_comparison", "write_page", "write_report"],
     },

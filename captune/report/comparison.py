@@ -17,7 +17,7 @@ from captune.report.scores_json import CheckpointScores, RunScores
 if TYPE_CHECKING:
     from captune.metrics import EqualLengthTests, Scores
 
-__all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "most_different_lines"]
+__all__ = ["Comparison", "compare_runs", "comparison_markdown", "matrices", "most_different_lines", "pair_tests"]
 
 MAX_DIFFERENT_IMAGES = 10
 """Number of images shown on which the runs differ most."""
@@ -219,7 +219,7 @@ def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
             p = comparison.p_values[metric].get((i, j))
             cells[i, j], cells[j, i] = _tested(difference, p), _tested(-difference, p)
         sections.append((f"{metric}: row minus column", square(cells)))
-        if comparison.equal_length and metric in _EQUAL_LENGTH_METRICS:
+        if _has_equal_length(comparison, metric):
             sections.append(
                 (f"{metric}: row minus column, {_EQUAL_LENGTH}", square(_matched_cells(comparison, metric)))
             )
@@ -230,6 +230,29 @@ def matrices(comparison: Comparison) -> list[tuple[str, list[list[str]]]]:
 
 _EQUAL_LENGTH_METRICS = ("BLEU-4", "CIDEr", "ROUGE-L")
 _EQUAL_LENGTH = "images whose captions differ by at most 10 % in words"
+
+
+def _has_equal_length(comparison: Comparison, metric: str) -> bool:
+    """Whether any pair of runs has images with captions of equal length to compare by a metric."""
+    return metric in _EQUAL_LENGTH_METRICS and any(metric in each.tests for each in comparison.equal_length.values())
+
+
+def pair_tests(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The tests of the first two runs, as headings with a metric and its difference in each row.
+
+    A difference reads "+0.0123 (p = 0.004)": the second run's score minus the first's.
+    """
+    first, second = (one_line(row.name) for row in comparison.table.checkpoints[:2])
+    rows = [
+        (metric, _tested(-pairs[0, 1], comparison.p_values[metric].get((0, 1))))
+        for metric, pairs in comparison.differences.items()
+    ]
+    sections = [(f"{second} minus {first}", rows)]
+    metrics = [metric for metric in comparison.differences if _has_equal_length(comparison, metric)]
+    if metrics:
+        rows = [(metric, _matched_cells(comparison, metric)[1, 0]) for metric in metrics]
+        sections.append((f"The same on {_EQUAL_LENGTH}", rows))
+    return sections
 
 
 def _matched_cells(comparison: Comparison, metric: str) -> dict[tuple[int, int], str]:

@@ -209,7 +209,7 @@ def test_several_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture
     assert _call("report", one, other, "--out", tmp_path / "out") == 0
     out, err = capsys.readouterr()
     assert "x/run" in out
-    assert "CIDEr: row minus column" in out
+    assert "y/run epoch0 minus x/run epoch0" in out
     assert [Path(line).name for line in err.splitlines()][-1] == "report.html"
     assert _call("report", one, other / "scores.json", "--json") == 0
     assert {test["metric"] for test in json.loads(capsys.readouterr().out)["tests"]} >= {"CIDEr", "BLEU-4"}

@@ -177,7 +177,22 @@ def test_compare_shows_settings_and_best_checkpoints(tmp_path: Path) -> None:
     other = make_run(tmp_path / "b", seed=7)
     done = captune("runs", "compare", one, other)
     assert done.code == 0, done.err
-    assert done.out.splitlines()[1].split() == ["seed", "42", "7"]
+    verdict, detail, *lines = done.out.splitlines()
+    assert "a epoch0" in verdict
+    assert "CIDEr" in verdict
+    assert "paired over the images" in " ".join([detail, *lines[:2]])
+    assert ["seed", "42", "7"] in [line.split() for line in lines]
+    assert "b epoch1 minus a epoch0" in lines
+    assert [line.split()[0] for line in lines[lines.index("b epoch1 minus a epoch0") + 1 :][:6]] == [
+        "BLEU-1",
+        "BLEU-2",
+        "BLEU-3",
+        "BLEU-4",
+        "CIDEr",
+        "ROUGE-L",
+    ]
+    assert "row minus column" not in done.out
+    assert done.err.startswith(f"Next, to write the comparison as a page: captune report {one} {other} --out ")
     assert "a epoch0" in done.out
     assert "b epoch1" in done.out
     result = json.loads(captune("runs", "compare", one, other, "--json").out)

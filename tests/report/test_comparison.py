@@ -12,7 +12,7 @@ import pytest
 from captune.cli.report_output import examples, sparkline, sparklines, wrapped
 from captune.errors import InputError
 from captune.report import CheckpointScores, RunScores, compare_runs, write_comparison
-from captune.report.comparison import comparison_markdown, matrices, most_different_lines
+from captune.report.comparison import comparison_markdown, matrices, most_different_lines, pair_tests
 
 ANIMALS = ("dog", "cat", "horse", "bird", "cow")
 PLACES = ("beach", "street", "park", "field", "house", "river")
@@ -87,6 +87,24 @@ def test_runs_of_different_lengths_are_also_compared_at_equal_length(tmp_path: P
     assert "at most 10 % in words" in (tmp_path / "report.html").read_text()
     # Runs of about the same length have no such tables.
     assert compare_runs({"a": _run(4), "b": _run(4)}).equal_length == {}
+
+
+def test_tests_of_two_runs_name_the_second_minus_the_first() -> None:
+    comparison = compare_runs({"good": _run(0), "bad": _run(2)})
+    (heading, rows), *_ = pair_tests(comparison)
+    assert heading == "bad minus good"
+    cells = {h.partition(":")[0]: cells for h, cells in matrices(comparison) if h.endswith("row minus column")}
+    assert dict(rows) == {metric: cells[metric][1][0] for metric in cells}
+    assert dict(rows)["CIDEr"].startswith("-")
+
+
+def test_lengths_that_no_image_shares_have_no_tables() -> None:
+    run = _run(0)
+    captions = dict.fromkeys(run.references, "A dog.")
+    short = dataclasses.replace(run, checkpoints=(dataclasses.replace(run.checkpoints[0], captions=captions),))
+    comparison = compare_runs({"long": run, "short": short})
+    assert comparison.equal_length[0, 1].images == 0
+    assert not any("10 %" in heading for heading, _ in [*matrices(comparison), *pair_tests(comparison)])
 
 
 def test_files_of_a_comparison(tmp_path: Path) -> None:
