@@ -13,7 +13,7 @@ from captune.decoding import Caption
 from captune.errors import NonFiniteScoresError
 from captune.evaluation.destination import LOCK_NAME, check_destination, is_own_evaluation
 from captune.evaluation.endpoint import EndpointOptions
-from captune.evaluation.models import add_row, check_endpoints
+from captune.evaluation.models import add_row, check_endpoints, finished_rows_written
 from captune.evaluation.protocol import evaluation_set
 from captune.evaluation.row_sources import parse_sources, prepare_rows
 from captune.evaluation.run_models import load_run_model
@@ -69,7 +69,8 @@ def evaluate_checkpoints(
             evaluation.recall()
         faulty = _evaluate(config if base is None else config.with_model(base), evaluation, folders, on_event)
         # The model is released before another one is loaded.
-        faulty += [row.name for row in others if not add_row(config, evaluation, row, on_event, run_prompt=True)]
+        with finished_rows_written(evaluation):
+            faulty += [row.name for row in others if not add_row(config, evaluation, row, on_event, run_prompt=True)]
         # Only now: captions are in the cache, and earlier scores stay complete until all new ones are computed.
         evaluation.write()
         write_report(config.output, evaluation.run_scores())

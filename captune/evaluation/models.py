@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from captune.captioner import Captioner
 from captune.config import RunConfig
 from captune.data import folder_lock, plural
 from captune.decoding import Caption, CollectedCaptions
-from captune.errors import ConfigError, InputError, NonFiniteScoresError
+from captune.errors import CaptuneError, ConfigError, InputError, NonFiniteScoresError
 from captune.evaluation.destination import LOCK_NAME, check_models_destination
 from captune.evaluation.endpoint import Answer, Endpoint, EndpointOptions, GreedyRefusedError
 from captune.evaluation.protocol import evaluation_set
@@ -23,7 +24,7 @@ from captune.evaluation.scoring import CaptionOrigin, Evaluation, refuse_rows
 from captune.events import Listener
 from captune.report import RunScores, write_report
 
-__all__ = ["add_row", "check_endpoints", "evaluate_models"]
+__all__ = ["add_row", "check_endpoints", "evaluate_models", "finished_rows_written"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,24 +75,39 @@ def evaluate_models(
     evaluation = Evaluation(config, images)
     check_endpoints(evaluation, rows, instruction)
     with folder_lock(config.output, LOCK_NAME):
-        faulty = [
-            row.name
-            for row in rows
-            if not add_row(
-                config,
-                evaluation,
-                row,
-                listener,
-                instruction=instruction,
-                base=base if row.source.path in adapters else None,
-            )
-        ]
+        with finished_rows_written(evaluation):
+            faulty = [
+                row.name
+                for row in rows
+                if not add_row(
+                    config,
+                    evaluation,
+                    row,
+                    listener,
+                    instruction=instruction,
+                    base=base if row.source.path in adapters else None,
+                )
+            ]
         if not evaluation.rows:
             refuse_rows(faulty, config.output, scored=False)
         evaluation.write()
         write_report(config.output, evaluation.run_scores())
     refuse_rows(faulty, config.output)
     return evaluation.run_scores()
+
+
+@contextmanager
+def finished_rows_written(evaluation: Evaluation) -> Iterator[None]:
+    """Write the rows that are scored when a later row fails, unless other rows of `scores.json` would be lost."""
+    try:
+        yield
+    except CaptuneError as error:
+        names = [row.name for row in evaluation.rows]
+        if names and evaluation.replaces_no_other_row():
+            evaluation.write()
+            write_report(evaluation.output, evaluation.run_scores())
+            error.args = (f"{error} The rows of {', '.join(names)} are in {evaluation.output}.",)
+        raise
 
 
 def check_endpoints(evaluation: Evaluation, rows: Sequence[PreparedRow], instruction: str | None = None) -> None:

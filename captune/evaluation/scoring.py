@@ -525,6 +525,14 @@ class Evaluation:
             for name in scores.corpus
         }
 
+    def replaces_no_other_row(self) -> bool:
+        """Whether the output folder holds no scores, or only rows that `write` keeps or replaces."""
+        try:
+            earlier = read_scores(self.output)
+        except InputError:
+            return not (self.output / "scores.json").exists()
+        return {row.name for row in earlier.checkpoints} <= {row.name for row in self.rows} | set(self._earlier)
+
     def write(self, *, thumbnails: bool = True) -> None:
         """Write the rows scored since the last call: captions first, and the scores of all rows last.
 

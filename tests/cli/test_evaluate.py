@@ -16,7 +16,7 @@ from captune.config import load_config, parse_config
 from captune.data.locks import folder_lock
 from captune.decoding import Caption
 from captune.decoding.options import NON_FINITE_SCORES
-from captune.errors import InputError, NonFiniteScoresError
+from captune.errors import InputError, NonFiniteScoresError, ToolError
 from captune.evaluation import Evaluation, evaluate_checkpoints
 from captune.hub import locate_model
 from captune.model import MiniGPT4
@@ -275,9 +275,17 @@ def test_a_model_whose_scores_are_not_numbers_ends_the_evaluation_and_the_traini
 
 
 def test_other_rows_of_a_run(
-    toy_data: Path, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_data: Path,
+    run_copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A model and a file of captions next to the checkpoints; they are kept when the run is evaluated again."""
+
+    def fail(*_arguments: object, **_options: object) -> bool:
+        raise ToolError("The server is gone.")
+
     before = json.loads((run_copy / "scores.json").read_text())["checkpoints"]
     people = tmp_path / "people.json"
     captions = {image: texts[0] for image, texts in read_scores(run_copy).references.items()}
@@ -296,6 +304,13 @@ def test_other_rows_of_a_run(
     scores = (run_copy / "scores.json").read_bytes()
     assert evaluate(run_copy) == 0
     assert (run_copy / "scores.json").read_bytes() == scores
+    # A row that fails loses none of the others.
+    with monkeypatch.context() as patched:
+        patched.setattr("captune.evaluation.checkpoints.add_row", fail)
+        assert evaluate(run_copy, "--captioner", f"new={people}") == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"The server is gone. The rows of pretrained, epoch0 are in {run_copy}." in error
+    assert names(run_copy) == ["pretrained", "epoch0", "people", "untuned"]
 
 
 def test_a_checkpoint_among_models_is_named_by_its_run(toy_data: Path, run_copy: Path, tmp_path: Path) -> None:

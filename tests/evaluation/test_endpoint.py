@@ -247,6 +247,35 @@ def test_an_endpoint_that_fails_keeps_its_answers(server: Server, manifest: Path
     assert sorted(row.captions.values()) == ["a card"] * 3 + ["another card"] * 3
 
 
+def test_finished_rows_are_written_when_a_later_one_fails(
+    server: Server, manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of an earlier evaluation that are not scored again are kept."""
+    files = [tmp_path / f"{name}.json" for name in "ab"]
+    for file in files:
+        file.write_text(json.dumps([{"image_id": f"card-{n}", "caption": f"a card {file.stem}"} for n in range(2, 8)]))
+    out = tmp_path / "out"
+
+    def rows() -> list[str]:
+        return [row.name for row in read_scores(out).checkpoints]
+
+    server.answer = lambda _request, _number: failed(404, "no such model")
+    arguments = (files[0], server.address, files[1], "--data", manifest, "--out", out)
+    assert command(*arguments) == 2
+    error = " ".join(capfd.readouterr().err.split())
+    assert f"it serves tiny. The rows of a are in {out}." in error
+    assert rows() == ["a"]
+    assert (out / "report.html").is_file()
+    server.answer = lambda _request, _number: completion("a card")
+    assert command(*arguments) == 0
+    assert rows() == ["a", "tiny", "b"]
+    before = (out / "scores.json").read_bytes()
+    server.answer = lambda _request, _number: failed(404, "no such model")
+    assert command(*arguments, "evaluate.max_new_tokens=9") == 2
+    assert "The rows of" not in capfd.readouterr().err
+    assert (out / "scores.json").read_bytes() == before
+
+
 def test_a_complete_row_needs_no_server(
     manifest: Path, tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
