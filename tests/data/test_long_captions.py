@@ -162,6 +162,20 @@ def test_detailcaps_without_images_names_files(tmp_path: Path) -> None:
         list(detailcaps_rows(written(tmp_path / "e.jsonl", '{"image": "a.jpg", "caption": "A dog."}')))
 
 
+def test_rows_of_detailcaps_in_json_that_lack_a_column(tmp_path: Path) -> None:
+    """JSON leaves out empty fields; a column is missing only if none of the first rows has it."""
+    records = [detailcaps_row(number) for number in (1, 2, 3)]
+    for record in records:
+        del record["binary"]
+    del records[0]["GT_Caption_GPT4O"], records[0]["GT_Caption_Gemini15Pro"], records[2]["GT_Caption_GPT4V"]
+    text = "\n".join(map(json.dumps, records))
+    rows, faults = split_up(list(detailcaps_rows(written(tmp_path / "d.jsonl", text))))
+    assert [len(row.captions) for row in rows] == [1, 3, 2]
+    assert faults == []
+    with pytest.raises(DataError, match=r"has no column 'CogVLN'; did you mean 'CogVLM'\?"):
+        list(detailcaps_rows(written(tmp_path / "e.jsonl", text), columns=("CogVLN",)))
+
+
 def conversation(number: int, *, image: str | None = "", text: str = TEXT, further: int = 0) -> dict[str, Any]:
     name = f"{number:012d}"
     turns = [{"from": "human", "value": "Describe it.\n<image>"}, {"from": "gpt", "value": text}]

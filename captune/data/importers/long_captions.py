@@ -26,6 +26,7 @@ import binascii
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ __all__ = ["DETAILCAPS_REFERENCES", "detailcaps_has_images", "detailcaps_rows", 
 DETAILCAPS_REFERENCES = ("GT_Caption_GPT4O", "GT_Caption_GPT4V", "GT_Caption_Gemini15Pro")
 """The columns of DetailCaps that are references; the others with captions are of models."""
 
+_FIRST_ROWS = 100  # of DetailCaps, one of which has each column
 _TRIED = 1000  # rows without any of the fields before a file counts as one of another layout
 
 
@@ -220,16 +222,11 @@ def _detailcaps(
     columns: Sequence[str],
     inline_images: InlineImages | None,
 ) -> Iterator[Row | Issue]:
-    is_first = True
-    for entry in records:
+    for entry in _with_columns(records, reading, columns):
         if isinstance(entry, Issue):
             yield entry
             continue
         record = _lower(entry.record)
-        if is_first and not {"image", *(name.lower() for name in columns)} <= set(record):
-            reading.close()
-            _require(reading, columns, entry.record)
-        is_first = False
         captions: list[str] = []
         try:
             image, source = string_field(record, "image"), record.get("source")
@@ -245,6 +242,26 @@ def _detailcaps(
             yield _malformed(reading, entry, error, max(1, len(captions)))
             continue
         yield Row(entry.line, file, tuple(captions), "test", image, domain=source or None)
+
+
+def _with_columns(
+    records: Iterator[Entry | Issue], reading: SourceFile, columns: Sequence[str]
+) -> Iterator[Entry | Issue]:
+    """The records, once the first ones have all columns; JSON leaves out a field that is empty in a row."""
+    first: list[Entry | Issue] = []
+    needed = {"image", *(name.lower() for name in columns)}
+    names: dict[str, None] = {}
+    for entry in records:
+        first.append(entry)
+        if isinstance(entry, Entry):
+            names.update(dict.fromkeys(entry.record))
+            needed -= set(_lower(entry.record))
+        if not needed or len(first) >= _FIRST_ROWS:
+            break
+    if names and needed:
+        reading.close()
+        _require(reading, columns, names)
+    yield from chain(first, records)
 
 
 def _optional_text(value: Any, name: str) -> str:
