@@ -54,6 +54,13 @@ def confirm_columns(
     shown = "\n".join([f"The {guessed} of {source} {verb} guessed:", *describe_guess(guess, columns)])
     if yes:
         print_message(shown)
+        if guess.encoding is not None:
+            # Also under --quiet, since a wrong encoding stores wrong letters, and nothing fails.
+            typer.echo(
+                f"captune: warning: the encoding of {source} is guessed ({guess.encoding}) and not confirmed; compare "
+                f"its letters with the original, such as {_example(guess, columns)}; --encoding sets another one.",
+                err=True,
+            )
         return columns
     typer.echo(shown, err=True)
     exact = shlex.join(["captune", *command, *columns.options()])
@@ -82,7 +89,10 @@ def require_header(guess: TableGuess, source: Path) -> None:
 
 
 def describe_guess(guess: TableGuess, columns: Columns) -> list[str]:
-    """Lines with the columns, how the text was understood, and three rows."""
+    """Lines with the columns, how the text was understood, and three rows.
+
+    If the encoding is guessed, the rows have characters beyond ASCII, which show whether it is right.
+    """
     from captune.common import text_table
     from captune.data import printable
 
@@ -95,9 +105,29 @@ def describe_guess(guess: TableGuess, columns: Columns) -> list[str]:
         lines.append(f"  not read  {_quoted(unused)}")
     lines += [f"  note      {printable(note)}" for note in guess.notes]
     at = [guess.names.index(name) for name in names if name in guess.names]
-    rows = [[_cell(row[index]) for index in at] for row in guess.rows[:_SHOWN_ROWS]]
+    rows = [[_cell(row[index]) for index in at] for row in _shown_rows(guess, at)]
     table = text_table([_cell(guess.names[index]) for index in at], rows, numbers=False)
     return [*lines, *(f"      {line}" for line in table.splitlines())]
+
+
+def _shown_rows(guess: TableGuess, at: Sequence[int]) -> list[list[Any]]:
+    """The first rows; where the encoding is guessed, the first ones with characters beyond ASCII."""
+    if guess.encoding is None:
+        return guess.rows[:_SHOWN_ROWS]
+    rows: dict[tuple[str, ...], list[Any]] = {}
+    for row in guess.rows:
+        texts = tuple(str(row[index]) for index in at)
+        if not all(text.isascii() for text in texts):
+            rows.setdefault(texts[1:], row)  # one row for several images with the same caption
+    return (list(rows.values()) or guess.rows)[:_SHOWN_ROWS]
+
+
+def _example(guess: TableGuess, columns: Columns) -> str:
+    """The first caption with characters beyond ASCII, in quotation marks."""
+    at = [guess.names.index(name) for name in columns.captions if name in guess.names]
+    row = _shown_rows(guess, at)[:1]
+    texts = [_cell(cells[index]) for cells in row for index in at]
+    return f"'{next((text for text in texts if not text.isascii()), ''.join(texts[:1]))}'"
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -10,15 +10,15 @@ import codecs
 import gzip
 import io
 import os
-import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from captune.data.windows_text import is_western, western_language
 from captune.errors import DataError
 
-__all__ = ["BYTE_ORDER_MARKS", "MAX_LINE", "SourceFile", "checked_lines", "is_western", "raw_lines", "text_lines"]
+__all__ = ["BYTE_ORDER_MARKS", "MAX_LINE", "SourceFile", "checked_lines", "raw_lines", "text_lines"]
 
 MAX_LINE = 16 * 1024 * 1024
 """Longest line in bytes; a longer one is no caption but a broken file."""
@@ -29,10 +29,6 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_HIGH = re.compile(rb"[\x80-\xff]+")
-# In Windows-1252 the letters, and the quotation marks (also the low German ones), dashes and dots of word processors.
-_WESTERN = re.compile(rb"[\xc0-\xff\x80\x84\x85\x91-\x97\x9c\xa0\xab\xb0\xbb]")
-_WESTERN_SHARE = 0.8
 
 
 class _Bytes(Protocol):
@@ -147,7 +143,7 @@ def checked_lines(reading: SourceFile, *, windows: bool = False) -> Iterator[str
             is_utf8 = is_utf8 or not line.isascii()
         except UnicodeDecodeError as error:
             wrong = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-            if not windows or is_utf8 or encoding != "utf-8" or not is_western(reading.path):
+            if not windows or is_utf8 or encoding != "utf-8" or not _is_windows(reading.path):
                 windows = False
                 yield DataError(f"the line is not UTF-8 ({wrong}).")
                 continue
@@ -161,6 +157,10 @@ def checked_lines(reading: SourceFile, *, windows: bool = False) -> Iterator[str
             yield DataError(f"the line holds a NUL character (column {text.index(chr(0)) + 1}).")
         else:
             yield text
+
+
+def _is_windows(path: Path) -> bool:
+    return is_western(raw_lines(SourceFile(path))) or western_language(raw_lines(SourceFile(path))) is not None
 
 
 def raw_lines(reading: SourceFile) -> Iterator[bytes | DataError]:
@@ -190,33 +190,6 @@ def _start(stream: io.BufferedReader | gzip.GzipFile) -> bytes:
         return stream.peek(4)[:4]
     except (OSError, EOFError, zlib.error):
         return b""
-
-
-def is_western(path: Path) -> bool:
-    """Whether a file can be Windows-1252: nothing beyond ASCII is UTF-8, and what is there are single letters.
-
-    Chinese, Japanese, Cyrillic and Greek encodings have runs of high bytes, or bytes that are no letters here.
-    """
-    runs = single = high = western = 0
-    for line in raw_lines(SourceFile(path)):
-        if isinstance(line, DataError) or line.isascii():
-            continue
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError:
-            pass
-        else:
-            return False
-        try:
-            line.decode("cp1252")
-        except UnicodeDecodeError:
-            return False
-        high_runs = _HIGH.findall(line)
-        runs += len(high_runs)
-        single += sum(len(run) == 1 for run in high_runs)
-        high += sum(map(len, high_runs))
-        western += len(_WESTERN.findall(line))
-    return single >= _WESTERN_SHARE * runs and western >= _WESTERN_SHARE * high
 
 
 class _AsUtf8(io.RawIOBase):

@@ -389,7 +389,12 @@ def test_a_guessed_encoding_needs_a_yes(photos: Path, tmp_path: Path, header: st
     manifest = (tmp_path / "zh.jsonl").read_text(encoding="utf-8")
     assert manifest.count("灰色墙上的红色圆圈") == 6
     assert load_config(tmp_path / "zh.yaml").evaluate.tokenizer == "zh-char"
-    assert init(tmp_path, "photos/t.csv", "--out", "zh.yaml", "--yes").code == 0
+    confirmed = init(tmp_path, "photos/t.csv", "--out", "zh.yaml", "--yes")
+    assert confirmed.code == 0
+    assert (
+        "captune: warning: the encoding of photos/t.csv is guessed (gb18030) and not confirmed; compare its letters "
+        "with the original, such as '灰色墙上的红色圆圈'; --encoding sets another one.\n"
+    ) in confirmed.err
     assert (tmp_path / "zh.jsonl").read_text(encoding="utf-8") == manifest
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from captune.cli.guessed_columns import describe_guess
 from captune.data import SourceFile
 from captune.data.importers import Columns, guess_table, table_rows
 from captune.data.importers.delimited_layout import guess_encoding
+from captune.data.text_files import raw_lines
+from captune.data.windows_text import western_language
 from captune.errors import DataError
 
 ROWS = [(f"IMG_{number}.JPG", "2026-05-01", f"Ein grüner Kreis auf „Grau“, Nummer {number}") for number in range(5)]
@@ -218,6 +221,69 @@ def test_encodings_are_guessed(tmp_path: Path, language: str, encoding: str, gue
 def test_text_that_is_not_of_one_encoding_is_not_guessed(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(data)
     assert guess_encoding(tmp_path / "t.csv") is None
+
+
+WINDOWS_CAPTIONS = {
+    "English": ["A café in the sun and a dog", "“Stop” is on the sign — in red", "A plain one"],
+    "French": [
+        "Un chien noir court dans l’herbe",
+        "Un homme est assis près de l’église",
+        "L’été des élèves à l’école",
+    ],
+    "Spanish": ["Un niño pequeño juega en la montaña", "¿Qué hace el perro?", "Dos señoras con un café"],
+    "Portuguese": ["Um cão preto corre na praia", "As crianças não estão no chão", "Uma maçã e um limão"],
+    "Italian": ["Un cane è in città", "Il caffè è sulla tavola", "La ragazza è più alta di lui"],
+    "Dutch": ["Een café met een blauwe deur", "Twee financiële mensen op een stoel"],
+    "Swedish": ["En svart hund är på ängen", "Två barn som äter glass i en båt"],
+    "Danish or Norwegian": ["En sort hund løber på en mark", "Et barn med et rødt æble i en båd"],
+    "Finnish": ["Koira juoksee pellolla ja mies istuu", "Kaksi lasta leikkii ja äiti hymyilee"],
+}
+OTHER_CAPTIONS = [
+    ("cp1254", ["Siyah köpek çimde koşuyor", "İki çocuk ışıkta oynuyor", "Yeşil ağaç ve bir kadın"]),
+    ("iso8859-9", ["Kırmızı bir otobüs yolda", "Kız beyaz bir kediyi tutuyor"]),
+    ("cp1250", ["Egy fekete kutya fut a zöld fűben", "Két gyerek játszik a tengerparton, nő őket"]),
+    ("cp1250", ["Un câine negru aleargă pe iarbă", "Doi copii se joacă pe plajă în fața mării".replace("ț", "ţ")]),
+    ("cp1257", ["Juodas šuo bėga per žolę", "Du vaikai žaidžia paplūdimyje"]),
+    ("cp1258", ["Con chó đang chạy trên bãi cỏ".translate({0x1EA1: "a", 0xE3: "a", 0x1ECF: "o"})]),
+    ("cp850", ["Ein schwarzer Hund läuft über die Wiese", "Ein Mädchen mit einem älteren Mann"]),
+]
+
+
+def table_of(texts: list[str], encoding: str) -> bytes:
+    return "".join(["image,caption\n", *(f"IMG_{n}.jpg,{text}\n" for n, text in enumerate(texts))]).encode(encoding)
+
+
+@pytest.mark.parametrize("language", WINDOWS_CAPTIONS)
+def test_languages_of_windows_1252_are_not_guessed(tmp_path: Path, language: str) -> None:
+    (tmp_path / "t.csv").write_bytes(table_of(WINDOWS_CAPTIONS[language], "cp1252"))
+    assert western_language(raw_lines(SourceFile(tmp_path / "t.csv"))) == language
+    guess = guess_table(tmp_path / "t.csv")
+    assert guess.encoding is None
+    assert [row[1] for row in guess.rows] == WINDOWS_CAPTIONS[language]
+
+
+@pytest.mark.parametrize(("encoding", "texts"), OTHER_CAPTIONS)
+def test_other_languages_are_never_read_as_windows_1252_without_a_confirmation(
+    tmp_path: Path, encoding: str, texts: list[str]
+) -> None:
+    (tmp_path / "t.csv").write_bytes(table_of(texts, encoding))
+    assert western_language(raw_lines(SourceFile(tmp_path / "t.csv"))) is None
+    guess = guess_table(tmp_path / "t.csv")
+    assert guess.encoding is not None
+    if guess.encoding == "cp1252":
+        assert "cp1254 is Turkish, cp1250 Hungarian or Romanian" in guess.notes[0]
+
+
+def test_the_rows_of_a_guess_show_its_letters(tmp_path: Path) -> None:
+    """The first row beyond ASCII is among the rows, however late it comes."""
+    texts = ["A dog"] * 900 + ["犬が走る", "猫がいる", "A cat"]
+    (tmp_path / "t.csv").write_bytes(table_of(texts, "cp932"))
+    guess = guess_table(tmp_path / "t.csv")
+    assert guess.encoding is not None
+    assert guess.columns is not None
+    (shown,) = [line for line in describe_guess(guess, guess.columns) if "IMG_" in line]
+    assert "IMG_900.jpg" in shown
+    assert not shown.isascii()
 
 
 def test_short_captions_that_are_utf8_by_chance(tmp_path: Path) -> None:

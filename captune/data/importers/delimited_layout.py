@@ -1,8 +1,8 @@
 """The layout of delimited text: its encoding, the delimiter, and whether quotation marks are text.
 
-UTF-8, text with a byte order mark and Windows-1252 are recognized by `captune.data.text_files` while they are read.
-Other encodings are guessed by charset-normalizer, among those in which people write captions; a guess is shown to the
-user before it is used.
+UTF-8, text with a byte order mark, and Windows-1252 in a language that is written in it are recognized by
+`captune.data.text_files` while they are read. Other encodings are guessed by charset-normalizer, among those in which
+people write captions, or are Windows-1252 in an unknown language; a guess is shown to the user before it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from contextlib import closing
 from pathlib import Path
 
 from captune.data.delimited import Quoting, delimited_rows, looks_quoted
-from captune.data.text_files import SourceFile, checked_lines, is_western, raw_lines
+from captune.data.text_files import SourceFile, checked_lines, raw_lines
+from captune.data.windows_text import is_western, western_language
 from captune.errors import DataError
 
 __all__ = ["ENCODINGS", "delimited_sample", "guess_encoding", "open_delimited"]
@@ -30,6 +31,7 @@ ENCODINGS = {
     "koi8_r": "Cyrillic",
     "cp1250": "Central European",
     "cp1253": "Greek",
+    "cp1252": "Western European; cp1254 is Turkish, cp1250 Hungarian or Romanian, cp1257 Baltic, cp1258 Vietnamese",
     "utf-16-le": "UTF-16 without a byte order mark",
     "utf-16-be": "UTF-16 without a byte order mark",
 }
@@ -39,7 +41,6 @@ cp932 and cp949 are what Windows writes for Shift JIS and EUC-KR; both contain t
 
 _LISTED = "gb18030 for Chinese, shift_jis for Japanese, euc-kr for Korean, cp1251 for Cyrillic, cp1250 for Polish"
 _START = 1 << 16  # bytes that are searched for NUL, and bytes of lines beyond ASCII that decide the encoding
-_FIRST_LINES = 500  # one of which is not UTF-8 where a file is not
 _CHANCE = 6  # bytes beyond ASCII that can be UTF-8 by chance in a line of another encoding
 _SHARE_PRINTABLE = 0.99  # of the characters of UTF-16 text
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -49,7 +50,7 @@ _SAME_WIDTH = 0.9  # share of rows with as many cells as the header, for a chara
 
 
 def guess_encoding(path: Path) -> str | None:
-    """Guess the encoding of text that is neither UTF-8 nor Windows-1252.
+    """Guess the encoding of text that is neither UTF-8 nor Windows-1252 in a known language.
 
     Args:
         path: a file; `.gz` is unpacked.
@@ -68,23 +69,29 @@ def guess_encoding(path: Path) -> str | None:
         start = reading.stream.read(_START)
     if b"\0" in start:
         return _guess_utf16(start)
-    if all(map(_is_utf8, itertools.islice(raw_lines(SourceFile(path)), _FIRST_LINES))):
-        return None
     sample: list[bytes] = []
-    size = 0
+    size = utf8_lines = other_lines = 0
     for line in raw_lines(SourceFile(path)):
         if isinstance(line, DataError) or line.isascii():
             continue
-        if _is_utf8(line) and sum(byte > 127 for byte in line) > _CHANCE:
-            return None
+        if _is_utf8(line):
+            if sum(byte > 127 for byte in line) > _CHANCE:
+                return None
+            utf8_lines += 1
+        else:
+            other_lines += 1
         if size < _START:
             sample.append(line)
             size += len(line)
-    if is_western(path):
+    if utf8_lines >= other_lines:
         return None
+    if western_language(raw_lines(SourceFile(path))) is not None:
+        return None
+    if is_western(raw_lines(SourceFile(path))):
+        return "cp1252"
     from charset_normalizer import from_bytes
 
-    candidates = [name for name in ENCODINGS if not name.startswith("utf")]
+    candidates = [name for name in ENCODINGS if not name.startswith("utf") and name != "cp1252"]
     match = from_bytes(b"\n".join(sample), cp_isolation=candidates).best()
     if match is None or match.encoding not in ENCODINGS or not _is_decodable(path, match.encoding):
         return None
@@ -108,9 +115,7 @@ def _guess_utf16(start: bytes) -> str | None:
     return best
 
 
-def _is_utf8(line: bytes | DataError) -> bool:
-    if isinstance(line, DataError):
-        return True
+def _is_utf8(line: bytes) -> bool:
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:
@@ -130,13 +135,16 @@ def _is_decodable(path: Path, encoding: str) -> bool:
     return True
 
 
-def delimited_sample(reading: SourceFile, delimiter: str, count: int) -> tuple[list[str], list[list[str]], list[str]]:
+def delimited_sample(
+    reading: SourceFile, delimiter: str, count: int, *, beyond_ascii: bool = False
+) -> tuple[list[str], list[list[str]], list[str]]:
     """The header and the first rows of delimited text whose columns are unknown.
 
     Args:
         reading: the open file; closed at the end.
         delimiter: the usual one, which wins where another fits as well.
         count: of rows.
+        beyond_ascii: read on to the first row with characters beyond ASCII, if none of these rows has any.
 
     Returns:
         the names of the columns, the rows that have as many cells, and notes on how the text was understood.
@@ -151,11 +159,18 @@ def delimited_sample(reading: SourceFile, delimiter: str, count: int) -> tuple[l
     header = first[1]
     cells: list[list[str]] = []
     faults = [f"{reading.name}:{first[0]}: {header}"] if isinstance(header, DataError) else []
-    for line, row in itertools.islice(rows, count):
+    for number, (line, row) in enumerate(rows):
+        is_further = number >= count
+        if is_further and not beyond_ascii:
+            break
         if isinstance(row, DataError):
-            faults.append(f"{reading.name}:{line}: {row}")
+            if not is_further:
+                faults.append(f"{reading.name}:{line}: {row}")
         elif not isinstance(header, DataError) and len(row) == len(header):
-            cells.append(row)
+            is_ascii = all(cell.isascii() for cell in row)
+            if not is_further or not is_ascii:
+                cells.append(row)
+            beyond_ascii = beyond_ascii and is_ascii
     reading.close()
     if isinstance(header, DataError) or (faults and not cells):
         hint = f" --encoding sets another one: {_LISTED}." if "is not UTF-8" in faults[0] else ""

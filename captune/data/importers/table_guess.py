@@ -113,7 +113,10 @@ def guess_table(
         return _guess_json(path, image, captions)
     guessed = guess_encoding(path) if encoding is None else None
     header, cells, notes = delimited_sample(
-        SourceFile(path, encoding or guessed), "\t" if ending in (".tsv", ".tab") else ",", _ROWS
+        SourceFile(path, encoding or guessed),
+        "\t" if ending in (".tsv", ".tab") else ",",
+        _ROWS,
+        beyond_ascii=guessed is not None,
     )
     if guessed is not None:
         notes.insert(0, f"the text seems to be {guessed} ({ENCODINGS[guessed]}); --encoding sets another encoding")
