@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
@@ -24,7 +25,7 @@ from captune.config import (
     parse_config,
 )
 from captune.data import Sample, data_name, scan_manifest
-from captune.errors import CaptuneError, ConfigError
+from captune.errors import CaptuneError, ConfigError, StoppedError
 from captune.evaluation import check_sources, evaluate_models, parse_sources
 from captune.events import Listener
 from captune.preflight import check_named_model, check_run, extra_imports, require_extra
@@ -44,6 +45,7 @@ _ARGUMENTS = {
     "--allow-leaks": "evaluate={'allow_leaks': True}",
     "with --base, or base= in Python": "with base=",
     "--out": "output=",
+    "the same command": "the same call",
 }
 """Options of the command line in messages, and the arguments here."""
 
@@ -104,7 +106,7 @@ def tune(
         InputError: the configuration, the data or the model is invalid.
         MissingExtraError: torch or another library is not installed.
         TrainingError: too many steps had an infinite or undefined loss.
-        StoppedError: the run was interrupted; its state was saved.
+        StoppedError: the run was interrupted, in a notebook or by Ctrl-C; the same call resumes.
     """
     if config is None and data is None:
         raise ConfigError("captune.tune needs a configuration (a YAML file), or data=MANIFEST.")
@@ -114,8 +116,12 @@ def tune(
     check_run(run, trains=True)
     if config is None:
         run = _with_schedule(run, {line.partition("=")[0].removeprefix("train.") for line in overrides})
-    with show_progress(progress) as listener:
-        return train(run, listener, resume=resume, overwrite=overwrite)
+    try:
+        with show_progress(progress) as listener:
+            return train(run, listener, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt as error:  # outside of the steps, which handle the signal themselves
+        message = "The run was stopped by Ctrl-C; what was finished is kept, and the same call resumes."
+        raise StoppedError(message, signal.SIGINT) from error
 
 
 _SCHEDULES = (("batch_size", "warmup_steps"), LEARNING_RATES)

@@ -63,7 +63,7 @@ def run_training(
     with show_progress() as listener:
         start(settings, listener, resume=resume, overwrite=overwrite)
     from captune.cli.report_output import print_report, run_as_json
-    from captune.report import analyse, read_log, read_scores
+    from captune.report import analyse, read_log, read_scores, recommends_more_epochs
     from captune.run_checkpoints import checkpoint_folders, score_before_training
 
     scores = read_scores(settings.output)
@@ -76,4 +76,7 @@ def run_training(
     print_message(f"\nTable, chart, captions and checkpoints are in {settings.output}")
     if (before := score_before_training(settings.output)) is not None:
         print_message(f"No epoch is better than {before.name} by {before.metric} ({before.score:.4f}).")
+    if recommends_more_epochs(scores, analysis):
+        kept = [override for override in overrides if override.partition("=")[0].strip() != "train.epochs"]
+        show_next(["train", config, *kept, f"train.epochs={2 * settings.train.epochs}"], "continue training")
     show_next(["report", settings.output], "print the scores again and list the files")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from captune.report.files import atomic_write
     from captune.report.headline import comparison_headline
     from captune.report.learning_curve import TrainingLog, read_log, split_training_rows
-    from captune.report.narrative import sentences
+    from captune.report.narrative import recommends_more_epochs, sentences
     from captune.report.page import LANGUAGES, build_page, style_sheet
     from captune.report.page_charts import nice_ticks
     from captune.report.rating import caption_hashes
@@ -100,6 +100,7 @@ __all__ = [
     "read_log",
     "read_scores",
     "read_settings",
+    "recommends_more_epochs",
     "row_marks",
     "sentences",
     "shows_zero",
@@ -137,7 +138,7 @@ __getattr__ = lazy_names(
             "matrix_terminal",
             "matrix_to_json",
         ],
-        "narrative": ["sentences"],
+        "narrative": ["recommends_more_epochs", "sentences"],
         "page": ["LANGUAGES", "build_page", "style_sheet"],
         "page_charts": ["nice_ticks"],
         "rating": ["caption_hashes"],

@@ -24,6 +24,7 @@ __all__ = [
     "analysis_markdown",
     "catalogue",
     "percent",
+    "recommends_more_epochs",
     "sentences",
     "summary",
 ]
@@ -468,6 +469,16 @@ class _Narrative:
         if not joined:
             return ""
         return self.say(f"{key}.more" if more > 0 else key, parts=joined, count=more, **values)
+
+
+def recommends_more_epochs(run: RunScores, analysis: Analysis) -> bool:
+    """Whether the advice of `sentences` is to continue training."""
+    if analysis.advice != "continue" or not analysis.advised_by:
+        return False
+    select = (run.select or "CIDEr").lower()
+    selected = next((entry for entry in analysis.metrics if entry.metric.lower() == select), None)
+    # Scores that have fallen lead to another sentence.
+    return selected is None or selected.best == analysis.rows[0] or _fall(selected, analysis.rows) is None
 
 
 def _fall(entry: MetricAnalysis, rows: Sequence[str]) -> Jump | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +17,8 @@ import pytest
 import captune
 from captune.config import RunConfig
 from captune.data import Sample, write_manifest
-from captune.errors import ConfigError, DataError, InputError
+from captune.errors import ConfigError, DataError, InputError, StoppedError
+from captune.events import Event
 from captune.report import cells
 from captune.toy import draw_scene, sample_scenes
 from captune.toy.captions import write_captions
@@ -228,6 +231,17 @@ def test_a_warm_up_that_is_longer_than_the_run_is_named(
     short = {"train": {"epochs": 1, "warmup_steps": 200}, "evaluate.train_slice": 0}
     captune.tune(data=manifest, output=tmp_path / "run", progress=False, **short)
     assert any("train.warmup_steps is 200, and the run has 2 steps" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("event", ["stage", "captions", "progress"])
+def test_an_interrupt_in_any_phase_is_a_stopped_run(event: str, manifest: Path, tmp_path: Path) -> None:
+    def interrupt(seen: Event) -> None:
+        if seen["event"] == event:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(StoppedError, match=r"the same call resumes") as stopped:
+        captune.tune(data=manifest, output=tmp_path / "run", progress=interrupt, **FAST)
+    assert stopped.value.exit_code == 130
 
 
 def test_moved_photos_are_named_with_the_reason(tmp_path: Path) -> None:

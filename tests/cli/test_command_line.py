@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,3 +246,21 @@ def test_arguments_of_another_command(
         (tmp_path / name).mkdir()
     assert cli.run(lambda: cli.call(cli.app, arguments)) == 2
     assert capsys.readouterr().err.endswith(f"{sentence}\n")
+
+
+def test_an_interrupt_while_the_program_starts_is_one_line() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'captune.cli.scoring': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from captune.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "captune: Stopped by Ctrl-C.\n")
+
+
+def test_the_program_is_the_module(repository: Path) -> None:
+    scripts = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"captune": "captune.__main__:main"}

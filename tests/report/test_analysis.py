@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from captune.report import CheckpointScores, RunScores, analyse, read_csv, sentences
+from captune.report import CheckpointScores, RunScores, analyse, read_csv, recommends_more_epochs, sentences
 from captune.report.narrative import LANGUAGES, analysis_markdown, catalogue, percent
 from captune.report.scores_json import MAX_SCORE
 
@@ -287,3 +287,23 @@ def test_the_epoch_before_a_fall_is_recommended(make_run: Any) -> None:
     # Most of the fall is made up for.
     recovered = _texts(make_run({"CIDEr": (0.2, 3.26, 0.74, 1.91, 3.2), "BLEU-1": (0.1, 0.6, 0.2, 0.4, 0.6)}))
     assert recovered["Advice"].startswith("Continue training")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"CIDEr": (0.1, 0.2, 0.3, 0.4, 0.5)}, True),
+        ({"CIDEr": (0.1, 0.2, 0.6, 0.6)}, False),
+        ({"CIDEr": (0.1, 0.2, 0.3)}, False),
+        ({"CIDEr": (0.2, 3.26, 0.74, 0.91, 1.64), "BLEU-1": (0.1, 0.6, 0.2, 0.3, 0.4)}, False),
+        ({"CIDEr": (0.2, 3.26, 0.74, 1.91, 3.2), "BLEU-1": (0.1, 0.6, 0.2, 0.4, 0.6)}, True),
+        ({"CIDEr": (0.9, 0.1, 0.2, 0.3, 0.4), "BLEU-1": (0.9, 0.1, 0.2, 0.3, 0.4)}, None),
+    ],
+)
+def test_more_epochs_are_recommended_where_the_advice_says_so(
+    make_run: Any, values: dict[str, tuple[float, ...]], expected: bool | None
+) -> None:
+    run = make_run(values)
+    continues = _texts(run).get("Advice", "").startswith("Continue training")
+    assert recommends_more_epochs(run, analyse(run)) == continues
+    assert expected in (None, continues)
