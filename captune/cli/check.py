@@ -102,9 +102,17 @@ def check(
         )
         fatal, notes = summary.problems.fatal, len(summary.problems) - summary.problems.fatal
         if out is not None:
-            _write_fixed(manifest, out, problems, split, against or [], bad, summary, callbacks, as_json)
-            return
-        leaks = [_compare(manifest, other, split_names(split[0]), summary, callbacks) for other in against or []]
+            empty = _write_fixed(manifest, out, problems, split, against or [], bad, summary, callbacks, as_json)
+        else:
+            leaks = [_compare(manifest, other, split_names(split[0]), summary, callbacks) for other in against or []]
+    # The file of the problems is complete now, also where the command fails.
+    if out is not None:
+        if empty:
+            name = empty[0]
+            typer.echo(f"captune: the new manifest has no images of the split '{name}', which was required.", err=True)
+            raise typer.Exit(2)
+        show_next(["init", out], "configure a run")
+        return
     leaked = any(report["leaked"] for report in leaks)
     failed = bool(fatal or (strict and notes) or (leaked and not allow_leaks))
     if as_json:
@@ -198,8 +206,8 @@ def _write_fixed(
     summary: Summary,
     callbacks: Callbacks,
     as_json: bool,
-) -> None:
-    """Write the good rows, print what was left out, and exit with 2 if a needed split is empty then."""
+) -> list[str]:
+    """Write the good rows, and print what was left out; returns the required splits that are empty then."""
     from captune.config import split_names
     from captune.data import leaked_training_rows, manifest_hash, printable, rewrite_manifest
 
@@ -233,10 +241,7 @@ def _write_fixed(
             lines += [f"  problems  {len(summary.problems):>10,}   {summary.problems.in_words()}"]
             lines.append(summary.problems.listing())
         print("\n".join(lines))
-    if empty:
-        typer.echo(f"captune: the new manifest has no images of the split '{empty[0]}', which was required.", err=True)
-        raise typer.Exit(2)
-    show_next(["init", out], "configure a run")
+    return empty
 
 
 def _compare(

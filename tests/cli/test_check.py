@@ -213,6 +213,21 @@ def test_a_fixed_manifest_has_no_bad_rows_and_no_leaks(faulty: Path, capsys: pyt
     assert faulty.read_bytes() == before
 
 
+@pytest.mark.parametrize("json_output", [(), ("--json",)])
+def test_the_problems_are_listed_also_where_a_split_is_empty(
+    faulty: Path, json_output: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = faulty.parent / "clean.jsonl"
+    assert check(faulty, "--split", "none", "--fix", "--out", clean, *json_output) == 2
+    printed = capsys.readouterr()
+    listed = faulty.parent / "clean.left-out.jsonl"
+    assert str(listed) in printed.out
+    assert "captune: the new manifest has no images of the split 'none', which was required." in printed.err
+    assert clean.is_file()
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert {row["line"] for row in rows} >= {9, 10, 11, 12}
+
+
 def test_training_images_of_another_manifest_are_left_out(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("imagehash", reason="needs the extra 'train'")
     other = faulty.parent / "other.jsonl"
