@@ -55,6 +55,7 @@ __all__ = [
     "QUARANTINE",
     "Inspection",
     "RunStatus",
+    "clear_refused_run",
     "inspect_run",
     "left_out_images",
     "open_run_folder",
@@ -183,6 +184,12 @@ def open_run_folder(config: RunConfig, inspection: Inspection) -> Path | None:
     if not (output / CONFIG).exists() or inspection.stored is not None:
         store_config(config)
     return aside
+
+
+def clear_refused_run(output: Path) -> None:
+    """Remove what the preparation of a new run wrote into an empty folder, so that a corrected run may begin there."""
+    for name in (CONFIG, PATHS_FILE, "log.jsonl", QUARANTINE, "images.json", "prompt.json", "computation.json"):
+        (output / name).unlink(missing_ok=True)
 
 
 def store_config(config: RunConfig) -> None:

@@ -101,6 +101,7 @@ def find_start(config: RunConfig, *, resuming: bool) -> StartCheckpoint | None:
             "output=..., or train this run for more epochs with a higher train.epochs."
         )
     record = read_record(folder) if (folder / RECORD).is_file() else _adapter_record(folder)
+    read_header(tensor_file(folder))
     is_local = Path(name).expanduser().exists()
     described = _described(folder, record, str(folder.resolve()) if is_local else name)
     return StartCheckpoint(str(folder) if is_local else name, folder, record, (*record.ancestors, described))

@@ -23,7 +23,7 @@ from captune.config import RunConfig, TrainConfig
 from captune.data import Sample, atomic_folder
 from captune.decoding import is_out_of_memory
 from captune.distributed import CollectiveForward, DistributedContext, distributed_context
-from captune.errors import StoppedError, TrainingError
+from captune.errors import InputError, StoppedError, TrainingError
 from captune.evaluation import Evaluation, EvaluationSet
 from captune.events import Listener
 from captune.hub import ResolvedModel
@@ -34,7 +34,7 @@ from captune.training.checkpoints import TrainState, restore_state, save_state
 from captune.training.evaluator import Evaluator
 from captune.training.minigpt4 import prepare_minigpt4
 from captune.training.optimizer import build_optimizer, learning_rate
-from captune.training.run_folder import Inspection, store_config
+from captune.training.run_folder import Inspection, RunStatus, clear_refused_run, store_config
 from captune.training.run_log import CostMeter, RunLogger
 from captune.training.run_parts import RunParts, TrainingObjective, TunableModel
 from captune.training.sample_order import TrainingSample, TrainingSamples
@@ -115,7 +115,12 @@ def setup(
     if listener is not None and dist.is_main:
         listener({"event": "stage", "what": "Loading the model"})
     prepare = prepare_image_text_model if is_image_text_model(source) else prepare_minigpt4
-    parts = prepare(config, source, images, evaluation, dist, listener, folder, start)
+    try:
+        parts = prepare(config, source, images, evaluation, dist, listener, folder, start)
+    except InputError:
+        if dist.is_main and folder is not None and folder.status is RunStatus.EMPTY:
+            clear_refused_run(output)
+        raise
     if dist.is_main:
         record_user(config.feature_folder, output)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from captune.metrics import Comparison
 from captune.model import attach_lora, load_start, load_trained
 from captune.report import read_scores
 from captune.run_checkpoints import read_record
-from captune.training import train
+from captune.training import check_settings, train
 from captune.training.equivalence import CheckedObjective
 from captune.training.run_folder import RunStatus, run_status
 from captune.training.start_checkpoint import StartCheckpoint, find_start, require_fitting_start
@@ -188,6 +190,41 @@ def test_a_missing_start_is_named(toy_data: Path, stage1: Path, tmp_path: Path) 
     assert not (tmp_path / "run" / "config.yaml").exists()
     with pytest.raises(ConfigError, match=r"inside of the output folder .* higher train\.epochs"):
         find_start(second(toy_data, stage1, stage1), resuming=False)
+
+
+def broken(stage1: Path, folder: Path, damage: Callable[[bytes], bytes]) -> Path:
+    """A copy of a checkpoint whose tensors are damaged."""
+    copy = Path(shutil.copytree(stage1 / "checkpoints" / "epoch-000", folder))
+    file = copy / "trained.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    return copy
+
+
+def test_a_truncated_start_is_refused_without_torch(toy_data: Path, stage1: Path, tmp_path: Path) -> None:
+    for name, damage, reason in (
+        ("half", lambda data: data[: len(data) // 2], "is cut off: its header promises"),
+        ("empty", lambda data: b"", "is no complete safetensors file"),
+    ):
+        start = broken(stage1, tmp_path / name, damage)
+        config = second(toy_data, tmp_path / "run", start)
+        with pytest.raises(WeightsError, match=reason), patch("captune.training.run.extra_imports", None):
+            train(config)
+        with pytest.raises(WeightsError, match=reason):
+            check_settings(config)
+    (start / "trained.safetensors").unlink()
+    with pytest.raises(WeightsError):
+        check_settings(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_start_leaves_no_run(toy_data: Path, stage1: Path, tmp_path: Path) -> None:
+    start = broken(stage1, tmp_path / "other", lambda data: data[:-1] + bytes([data[-1] ^ 1]))
+    output = tmp_path / "run"
+    with pytest.raises(WeightsError, match="is damaged: its SHA-256"):
+        train(second(toy_data, output, start))
+    assert not output.exists()
+    # The corrected configuration begins in the same folder.
+    assert train(second(toy_data, output, stage1)).folder == output
 
 
 def test_a_checkpoint_as_the_model_is_refused_with_the_settings_that_continue_it(stage1: Path) -> None:
