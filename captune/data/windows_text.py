@@ -20,7 +20,8 @@ _WESTERN = re.compile(rb"[\xc0-\xff\x80\x84\x85\x91-\x97\x9c\xa0\xab\xb0\xbb]")
 _WESTERN_SHARE = 0.8
 
 _MARKS = frozenset("€‚„…‘’“”•–—™\xa0£§©«\xad®°²³·»¼½¾×")
-_MARK_IN_WORD = re.compile(r"[^\W\d_][€‚„“”•™£§©®°¼½¾×][^\W\d_]")  # a letter of another encoding
+# Letters of another encoding: marks within words, and ordinals that follow no number.
+_MARK_IN_WORD = re.compile(r"[^\W\d_][€‚„“”•™£§©®°¼½¾×][^\W\d_]|(?<![\dn.])[ºª]")
 _FILE_NAME = re.compile(r"\S*[\w-]\.\w{2,5}\b[,;\t|]?")
 _WORD = re.compile(r"[^\W\d_]+")
 # In Portuguese "não" and "põe"; Romanian, Hungarian and Estonian have other neighbors, or other letters there.

@@ -231,7 +231,7 @@ WINDOWS_CAPTIONS = {
         "L’été des élèves à l’école",
     ],
     "Spanish": ["Un niño pequeño juega en la montaña", "¿Qué hace el perro?", "Dos señoras con un café"],
-    "Portuguese": ["Um cão preto corre na praia", "As crianças não estão no chão", "Uma maçã e um limão"],
+    "Portuguese": ["Um cão preto corre na 1ª praia", "As crianças não estão no chão", "Uma maçã e um limão"],
     "Italian": ["Un cane è in città", "Il caffè è sulla tavola", "La ragazza è più alta di lui"],
     "Dutch": ["Een café met een blauwe deur", "Twee financiële mensen op een stoel"],
     "Swedish": ["En svart hund är på ängen", "Två barn som äter glass i en båt"],
@@ -243,6 +243,7 @@ OTHER_CAPTIONS = [
     ("iso8859-9", ["Kırmızı bir otobüs yolda", "Kız beyaz bir kediyi tutuyor"]),
     ("cp1250", ["Egy fekete kutya fut a zöld fűben", "Két gyerek játszik a tengerparton, nő őket"]),
     ("cp1250", ["Un câine negru aleargă pe iarbă", "Doi copii se joacă pe plajă în fața mării".replace("ț", "ţ")]),
+    ("cp1250", ["O femeie ş un om de la ş"]),  # few letters, and words of Portuguese
     ("cp1257", ["Juodas šuo bėga per žolę", "Du vaikai žaidžia paplūdimyje"]),
     ("cp1258", ["Con chó đang chạy trên bãi cỏ".translate({0x1EA1: "a", 0xE3: "a", 0x1ECF: "o"})]),
     ("cp850", ["Ein schwarzer Hund läuft über die Wiese", "Ein Mädchen mit einem älteren Mann"]),
