@@ -105,6 +105,7 @@ class CheckpointRecord:
         ancestors: the checkpoints that the run started from, the earliest first: `checkpoint` (folder), `trained` (hash
             of its tensors), `epoch`, `step`, `seed`, `instruction`, `manifest_hash`, and `manifest`, `split` and
             `train_images` if they are known.
+        train_split: split of the training manifest, or several as "train,restval"; None in older records.
         relative_model: the folder of the frozen parts relative to the checkpoint's, for both to be moved.
     """
 
@@ -129,6 +130,7 @@ class CheckpointRecord:
     min_pixels: int | None = None
     ancestors: tuple[dict[str, Any], ...] = ()
     relative_model: str | None = None
+    train_split: str | None = None
 
     def at(self, epoch: int, step: int) -> CheckpointRecord:
         """The same record at another point of the run."""

@@ -6,23 +6,28 @@ torch is imported when the first model is loaded.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from captune.captioner import Captioner
-from captune.config import RunConfig
-from captune.data import folder_lock, plural
+from captune.common import listed
+from captune.config import RunConfig, load_run_config, split_names
+from captune.data import folder_lock, manifest_hash, plural, read_manifest
+from captune.data.leaks import ImageFile
 from captune.decoding import Caption, CollectedCaptions
-from captune.errors import CaptuneError, ConfigError, InputError, NonFiniteScoresError
+from captune.errors import CaptuneError, ConfigError, DataError, InputError, NonFiniteScoresError, WeightsError
 from captune.evaluation.destination import LOCK_NAME, check_models_destination
 from captune.evaluation.endpoint import Answer, Endpoint, EndpointOptions, GreedyRefusedError
-from captune.evaluation.protocol import evaluation_set
+from captune.evaluation.protocol import EvaluationSet, evaluation_set, image_files, leak_reason
 from captune.evaluation.row_sources import PreparedRow, parse_sources, prepare_rows, with_base
 from captune.evaluation.scoring import CaptionOrigin, Evaluation, refuse_rows
 from captune.events import Listener
 from captune.report import RunScores, write_report
+from captune.run_checkpoints import RUN_CONFIG, read_record, selected_checkpoint
 
 __all__ = ["add_row", "check_endpoints", "evaluate_models", "finished_rows_written"]
 
@@ -71,7 +76,7 @@ def evaluate_models(
     rows = prepare_rows(config, sources, images, endpoint_options, match=match)
     adapters = with_base([source.path for source in sources if source.kind == "model"], base)
     check_models_destination(config, images, [row.name for row in rows])
-    logger.warning("what these models were trained on is not known, so the images are not searched for leaks.")
+    leaks = _leaks(config, images, rows, listener)
     evaluation = Evaluation(config, images)
     check_endpoints(evaluation, rows, instruction)
     with folder_lock(config.output, LOCK_NAME):
@@ -86,6 +91,7 @@ def evaluate_models(
                     listener,
                     instruction=instruction,
                     base=base if row.source.path in adapters else None,
+                    leak=leaks.get(row.name),
                 )
             ]
         if not evaluation.rows:
@@ -108,6 +114,59 @@ def finished_rows_written(evaluation: Evaluation) -> Iterator[None]:
             write_report(evaluation.output, evaluation.run_scores())
             error.args = (f"{error} The rows of {', '.join(names)} are in {evaluation.output}.",)
         raise
+
+
+def _leaks(config: RunConfig, images: EvaluationSet, rows: Sequence[PreparedRow], listener: Listener) -> dict[str, str]:
+    """Why rows are marked LEAK, by their names; a warning names the rows whose training images are unknown.
+
+    The record of a checkpoint has the hash of its training manifest. Its images are searched if that manifest is
+    evaluated here, or is where the run has it.
+    """
+    evaluated = image_files(images.manifest, images.images)
+    reasons: dict[str, str] = {}
+    unknown: list[str] = []
+    for row in rows:
+        trained, is_complete = _trained_images(config, images, row)
+        if trained and (reason := leak_reason(config, trained, evaluated, listener)) is not None:
+            reasons[row.name] = reason
+        elif not is_complete:
+            unknown.append(row.name)
+    if unknown:
+        logger.warning(
+            "It is not known which images %s %s trained on, so leaks may not be found.",
+            listed(unknown),
+            "was" if len(unknown) == 1 else "were",
+        )
+    return reasons
+
+
+def _trained_images(config: RunConfig, images: EvaluationSet, row: PreparedRow) -> tuple[list[ImageFile], bool]:
+    """The known training images of a model and of the checkpoints before it, and whether these are all."""
+    if row.source.kind != "model":
+        return [], False
+    selected = selected_checkpoint(row.source.path)
+    folder = Path(row.source.path).expanduser() if selected is None else selected.folder
+    try:
+        record = read_record(folder)
+    except WeightsError:  # loading the model reports a broken record
+        return [], False
+    last: dict[str, Any] = {"manifest_hash": record.manifest_hash, "split": record.train_split}
+    with suppress(ConfigError):
+        data = load_run_config(folder.resolve().parent.parent / RUN_CONFIG).data
+        last |= {"manifest": data.train, "split": data.train_split, "train_images": data.train_images}
+    trained: list[ImageFile] = []
+    is_complete = True
+    for stage in (*record.ancestors, last):
+        try:
+            manifests = [path for path in (images.manifest, stage.get("manifest")) if path is not None]
+            manifest = next(path for path in manifests if manifest_hash(path) == stage["manifest_hash"])
+            split = stage.get("split")
+            is_complete &= split is not None  # older records have none
+            samples = read_manifest(manifest, split_names(split or config.data.train_split))
+            trained += image_files(manifest, samples[: stage.get("train_images")])
+        except (StopIteration, DataError, OSError, KeyError):
+            is_complete = False
+    return list({(image.id, os.path.realpath(image.path)): image for image in trained}.values()), is_complete
 
 
 def check_endpoints(evaluation: Evaluation, rows: Sequence[PreparedRow], instruction: str | None = None) -> None:
@@ -158,6 +217,7 @@ def add_row(
     instruction: str | None = None,
     run_prompt: bool = False,
     base: str | None = None,
+    leak: str | None = None,
 ) -> bool:
     """Add the row of a model, an endpoint or a file of captions.
 
@@ -171,6 +231,7 @@ def add_row(
         instruction: the prompt; by default that of the model.
         run_prompt: use the prompt of the run, if the model follows instructions.
         base: folder or hub id of the base model of an adapter or checkpoint.
+        leak: why the row is marked LEAK.
 
     Returns:
         False if the scores of the model are not numbers, so that it has no row.
@@ -203,7 +264,7 @@ def add_row(
             evaluation.leave_out(row.name)
             return False
         prompt = captioner.prompt_text(used)
-    scored = evaluation.score(None, captions, name=row.name, instruction=prompt, origin=origin)
+    scored = evaluation.score(None, captions, name=row.name, instruction=prompt, origin=origin, leak=leak)
     on_event(
         {
             "event": "evaluation",

@@ -367,6 +367,7 @@ class Evaluation:
         name: str | None = None,
         instruction: str | None = None,
         origin: CaptionOrigin | None = None,
+        leak: str | None = None,
     ) -> CheckpointScores:
         """Score one checkpoint's captions.
 
@@ -377,6 +378,7 @@ class Evaluation:
             name: of the row, for captions of another captioner.
             instruction: of that captioner, or None.
             origin: of captions that captune did not generate.
+            leak: why the row of another captioner is marked LEAK; None leaves that to the images.
 
         Returns:
             The row, the last one so far.
@@ -393,7 +395,7 @@ class Evaluation:
         if epoch is not None:
             self._keep_earlier([row for row in self._earlier.values() if row.epoch is not None and row.epoch < epoch])
         row = self._append(epoch, texts, unfinished, thinking, train_slice or {}, name)
-        return row if name is None else self._with_origin(row, instruction, origin)
+        return row if name is None else self._with_origin(row, instruction, origin, leak)
 
     def fail(self, name: str, reason: str) -> CheckpointScores:
         """Add a row that was not scored: it has no captions, and no number for any metric.
@@ -504,11 +506,13 @@ class Evaluation:
         }
 
     def _with_origin(
-        self, row: CheckpointScores, instruction: str | None, origin: CaptionOrigin | None
+        self, row: CheckpointScores, instruction: str | None, origin: CaptionOrigin | None, leak: str | None
     ) -> CheckpointScores:
         """The last row with the prompt and the origin of its captions in the signature."""
         hashed = None if instruction is None else prompt_hash(instruction)
         signature = replace(Signature.parse(row.signature), prompt=hashed, pixels=None)
+        if leak is not None and row.leak is None:
+            row, signature = replace(row, leak=leak), replace(signature, leak=True)
         if origin is not None:
             exif = signature.exif if origin.source == "endpoint" else None
             signature = replace(signature, source=origin.source, dec=origin.decoding, exif=exif)

@@ -92,7 +92,8 @@ def prepare_minigpt4(
             record_prompt(output, model)
         evaluation.sign_prompt_of(model)
         record = describe_checkpoint(model, config.model, output, config.seed, manifest_hash(config.data.train))
-        record = replace(record, ancestors=() if start is None else start.ancestors)
+        ancestors = () if start is None else start.ancestors
+        record = replace(record, train_split=config.data.train_split, ancestors=ancestors)
         if fsdp is not None:
             fsdp.shard(model)
 

@@ -351,6 +351,7 @@ def _record(model: ImageTextModel, config: RunConfig) -> CheckpointRecord:
         conversation="chat template",
         stop_symbol=model.conversation.end_text,
         manifest_hash=manifest_hash(config.data.train),
+        train_split=config.data.train_split,
         epoch=0,
         step=0,
         seed=config.seed,

@@ -169,6 +169,42 @@ def test_the_card_says_what_was_left_out_and_that_no_epoch_is_better(
     assert "No epoch of this training is better than the model before it: pretrained, CIDEr 9.5000." in card
 
 
+def test_a_pushed_folder_is_known_to_have_trained_on_its_manifest(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = tmp_path / "shared"
+    assert captune("push", project / "runs" / "a", "--to", shared) == 0
+    data = Path(shutil.copytree(project / "data", tmp_path / "data")) / "manifest.jsonl"
+    capsys.readouterr()
+
+    def evaluate(split: str) -> tuple[dict[str, Any], str]:
+        out = tmp_path / split
+        options = ("evaluate.max_new_tokens=3", "--json")
+        assert captune("evaluate", shared, "--data", f"{data}:{split}", "--out", out, *options) == 0
+        messages = caplog.text
+        caplog.clear()
+        return json.loads(capsys.readouterr().out)["checkpoints"][0], messages
+
+    row, messages = evaluate("train")
+    assert row["leak"].startswith("4 of 4 evaluated images were trained on: 4 by id")
+    assert row["signature"].endswith("|LEAK")
+    assert "not known" not in messages
+    row, messages = evaluate("test")
+    assert row["leak"] is None
+    assert "not known" not in messages
+    # The split of older records is unknown.
+    record = json.loads((shared / "checkpoint.json").read_text())
+    assert record.pop("train_split") == "train"
+    (shared / "checkpoint.json").write_text(json.dumps(record))
+    assert "It is not known which images" in evaluate("test")[1]
+    assert evaluate("train")[0]["leak"]
+    # Another manifest, although of the same images.
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    data.write_text("".join(f"{json.dumps(row, sort_keys=True)}\n" for row in rows))
+    _, messages = evaluate("train")
+    assert "It is not known which images" in messages
+
+
 def test_the_hub_receives_no_folder_of_this_machine(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
