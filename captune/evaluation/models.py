@@ -66,6 +66,11 @@ def evaluate_models(
         ToolError: an endpoint fails although requests were repeated.
     """
     sources = parse_sources(models)
+    if instruction is not None and all(source.kind == "captions" for source in sources):
+        raise ConfigError(
+            f"'{instruction}' is the prompt of models and endpoints, and all rows are files of captions, which exist "
+            "already; leave the prompt out."
+        )
     images = evaluation_set(config, listener, guard=False)
     if images.rules.images == "training":
         raise ConfigError(

@@ -552,7 +552,8 @@ class Evaluation:
                 write_thumbnails(
                     folder, dict(zip(ids, self.image_files, strict=True)), exif_rotation=self._config.exif_rotation
                 )
-        for row in self.rows[self._written :]:
+        files = self.run_scores().caption_files
+        for row, file in list(zip(self.rows, files, strict=True))[self._written :]:
             if row.error is not None:
                 continue
             results = [
@@ -561,7 +562,7 @@ class Evaluation:
                 | ({"thinking": row.thinking[image]} if image in row.thinking else {})
                 for image, text in row.captions.items()
             ]
-            _write_json(folder / "captions" / f"{self.images.name}-{row.name}.json", results)
+            _write_json(folder / "captions" / file, results)
         self._written = len(self.rows)
         write_scores(self.run_scores(), folder)
 

@@ -26,8 +26,11 @@ Rows are in the order of training, the pretrained model first. Scores are on coc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,6 +70,8 @@ BASELINES = ("pretrained", "previous")
 MAX_SCORE = 1e9
 """No score of captions comes near it; a larger one is a defect of the file and would break every chart."""
 
+_NOT_PORTABLE = re.compile(r'[<>:"|?*\\]')
+"""Characters that names of files cannot have on Windows."""
 _REQUIRED = ("name", "epoch", "signature", "leak", "corpus", "per_image", "captions")
 
 
@@ -220,6 +225,21 @@ class RunScores(StrictRecord):
         return self if len(rows) in (0, len(self.checkpoints)) else replace(self, checkpoints=rows)
 
     @property
+    def caption_files(self) -> list[str]:
+        """Names of the rows' files in the folder `captions`.
+
+        Every system can write them, and they differ where case is ignored.
+        """
+        taken, files = {"references"}, []
+        for row in self.checkpoints:
+            file = _NOT_PORTABLE.sub("_", row.name)
+            if file != row.name or _caseless(file) in taken:
+                file += f"-{hashlib.sha256(row.name.encode()).hexdigest()[:6]}"
+            taken.add(_caseless(file))
+            files.append(f"{self.data}-{file}.json")
+        return files
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics present, those of the slides first."""
         return order_metrics(name for row in self.checkpoints for name in row.corpus)
@@ -231,6 +251,10 @@ class RunScores(StrictRecord):
     def finite(self, metric: str) -> list[float]:
         """The metric's finite scores, in the order of the rows."""
         return [value for value in self.values(metric) if value is not None and math.isfinite(value)]
+
+
+def _caseless(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_scores(path: str | Path) -> RunScores:

@@ -253,8 +253,8 @@ def _inspect_finished(config: RunConfig, scores: RunScores, data: str, epoch: in
         return _damaged(output, _fact(error), rewritten=False)
     if trained_on != data:
         return _other_data(config, trained_on, data)
-    for row in scores.checkpoints:
-        file = output / "captions" / f"{scores.data}-{row.name}.json"
+    for row, name in zip(scores.checkpoints, scores.caption_files, strict=True):
+        file = output / "captions" / name
         try:
             captions = {item["image_id"]: item["caption"] for item in load_json(file.read_bytes())}
         except (OSError, ValueError, TypeError, KeyError):

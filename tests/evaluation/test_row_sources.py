@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,37 @@ def test_rows_are_tested_against_each_other_and_shown_alike(
     assert (out / "scores.json").read_bytes() == before
     assert command(bad, "--data", manifest, "--out", out) == 2
     assert "holds an evaluation of my best" in capfd.readouterr().err
+
+
+def test_a_prompt_for_files_alone_is_refused(manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    results = write_results(tmp_path / "blip.json", some_captions(manifest))
+    for prompt in (("--prompt", "hi"), ("model.instruction=hi",)):
+        assert command(results, "--data", manifest, "--out", tmp_path / "out", *prompt) == 2
+        assert "'hi' is the prompt of models and endpoints, and all rows are files of" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_captions_have_portable_names(manifest: Path, tmp_path: Path) -> None:
+    """Rows whose labels differ by case, or cannot be names of files on Windows, have a file each."""
+    files = [str(write_results(tmp_path / f"{n}.json", some_captions(manifest, f" {n}"))) for n in range(4)]
+    labels = ["x", "X", 'a|b: "c"', "references"]
+    scores = evaluate(
+        manifest, tmp_path / "out", *[f"{label}={file}" for label, file in zip(labels, files, strict=True)]
+    )
+    folder = tmp_path / "out" / "captions"
+    names_of_files = sorted(path.stem.removeprefix("photos-") for path in folder.iterdir())
+    assert [re.sub(r"-[0-9a-f]{6}$", "-HASH", name) for name in names_of_files] == [
+        "X-HASH",
+        "a_b_ _c_-HASH",
+        "references",
+        "references-HASH",
+        "x",
+    ]
+    read = {path.stem: json.loads(path.read_text()) for path in folder.iterdir()}
+    assert "annotations" in read["photos-references"]
+    for row, name in zip(scores.checkpoints, scores.caption_files, strict=True):
+        assert {each["image_id"]: each["caption"] for each in read[Path(name).stem]} == dict(row.captions)
+    assert scores.caption_files[0] == "photos-x.json"
 
 
 def test_metrics(manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
