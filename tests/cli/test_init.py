@@ -208,7 +208,7 @@ def test_a_manifest_is_used_or_divided(photos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "m.jsonl").read_bytes() == before
     done = init(tmp_path, "m-split.jsonl", "--out", "again.yaml")
     assert done.code == 0
-    assert load_config(tmp_path / "again.yaml").data.train == Path("m-split.jsonl")
+    assert load_config(tmp_path / "again.yaml").data.train == tmp_path / "m-split.jsonl"
     assert not (tmp_path / "again.jsonl").exists()
 
 
