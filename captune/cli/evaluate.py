@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -292,7 +294,7 @@ def _checked_settings(
     with working("Loading torch and transformers"), extra_imports("captune evaluate", "train"):
         from captune.evaluation import evaluate_checkpoints  # noqa: F401  # imports torch and transformers
     if checkpoints is None:
-        checkpoints = run_checkpoints(settings)
+        checkpoints = run_checkpoints(settings, config)
     return _written_to(settings, config, overrides, checkpoints, out), checkpoints
 
 
@@ -330,11 +332,20 @@ def run_settings(config: Path, overrides: list[str]) -> RunConfig:
     return load_stored_config(config, overrides) if config.is_dir() else load_config(config, overrides)
 
 
-def run_checkpoints(settings: RunConfig) -> list[Path]:
-    """The checkpoints of a run's folder; a message is printed where there are none."""
+def run_checkpoints(settings: RunConfig, config: Path) -> list[Path]:
+    """The checkpoints of a run's folder; a message is printed where there are none.
+
+    Args:
+        settings: of the run.
+        config: the file or folder that they were read from.
+    """
     checkpoints = checkpoint_folders(settings.output)
     if not checkpoints:
         print_message(f"There is no checkpoint in {settings.output}; the model is evaluated as it was before training.")
+        other = Path(os.path.normpath(config.parent / settings.output))
+        if config.is_file() and other != settings.output and checkpoint_folders(other):
+            command = shlex.join(["captune", "evaluate", str(other)])
+            print_message(f"The run in {other} has checkpoints; to evaluate them: {command}")
     return checkpoints
 
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from captune.cli import app, call, run
+from captune.cli.evaluate import run_checkpoints
 from captune.config import load_config, parse_config
 from captune.data.locks import folder_lock
 from captune.decoding import Caption
@@ -69,6 +70,21 @@ def test_a_copy_without_checkpoints_says_so(trained: Path, tmp_path: Path, capsy
     # The row of the checkpoint that is gone is kept: it is the only record of it.
     assert names(copy) == ["pretrained", "epoch0"]
     assert f"There is no checkpoint in {copy}" in capsys.readouterr().err
+
+
+def test_the_run_next_to_a_configuration_of_another_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos/runs/a/checkpoints/epoch-000").mkdir(parents=True)
+    (tmp_path / "photos/a.yaml").write_text("output: runs/a\n")
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr("captune.cli.evaluate.checkpoint_folders", lambda folder: list(folder.glob("checkpoints/*")))
+    for folder, command in (("other", "captune evaluate ../photos/runs/a\n"), ("photos", "")):
+        monkeypatch.chdir(tmp_path / folder)
+        config = Path("../photos/a.yaml") if command else Path("a.yaml")
+        none_there = run_checkpoints(load_config(config), config) == []
+        assert none_there == bool(command)
+        assert capsys.readouterr().err.endswith(command)
 
 
 def test_the_requested_output_wins(trained: Path, tmp_path: Path) -> None:
