@@ -183,14 +183,17 @@ class Endpoint:
                 return earlier
         return None
 
-    def check(self) -> None:
+    def check(self, timeout: float | None = None) -> None:
         """Refuse a server that cannot be reached or accepts no key, and read what it says about the model.
+
+        Args:
+            timeout: seconds to wait at most; by default those of the options.
 
         Raises:
             InputError: names the address and the reason.
         """
         try:
-            self.served = _description(self._send("/models"), self.model)
+            self.served = _description(self._send("/models", timeout=timeout), self.model)
         except _RequestError as failure:
             if failure.status in (0, 401, 403):
                 raise self._unreachable(failure) from None
@@ -349,13 +352,14 @@ class Endpoint:
             return InputError(f"{self.address} has no model {self.model}: {failure.message}; {hint}.")
         return InputError(f"{self.address} refuses requests: {failure.message}.")
 
-    def _send(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def _send(self, path: str, body: dict[str, Any] | None = None, *, timeout: float | None = None) -> Any:
         """Send one request and read its JSON.
 
         Raises:
             _RequestError: there is no answer, or it is an error.
         """
         key = _key(self.address)
+        timeout = min(self.options.timeout, timeout or self.options.timeout)
         headers = {"User-Agent": "captune", "Accept": "application/json"}
         headers |= {} if body is None else {"Content-Type": "application/json"}
         headers |= {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -365,14 +369,14 @@ class Endpoint:
         if urlsplit(self.address).hostname in ("localhost", "127.0.0.1", "::1"):
             handlers.append(urllib.request.ProxyHandler({}))
         try:
-            with urllib.request.build_opener(*handlers).open(request, timeout=self.options.timeout) as answer:
+            with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as answer:
                 content = answer.read(_MOST_BYTES)
         except urllib.error.HTTPError as error:
             with error:
                 raise _http_failure(error, key) from None
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
-            text = f"no answer in {self.options.timeout:g} seconds"
+            text = f"no answer in {timeout:g} seconds"
             if not isinstance(reason, TimeoutError):
                 text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
             raise _RequestError(0, text) from None

@@ -33,6 +33,9 @@ __all__ = ["add_row", "check_endpoints", "evaluate_models", "finished_rows_writt
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_CHECK = 10.0
+"""Seconds for the answer of a server whose captions are all stored."""
+
 
 def evaluate_models(
     config: RunConfig,
@@ -189,11 +192,12 @@ def check_endpoints(evaluation: Evaluation, rows: Sequence[PreparedRow], instruc
         prompt = instruction or evaluation.instruction
         stored = map(endpoint.with_identity, evaluation.collected_fingerprints(prompt))
         earlier = [each for each in stored if each is not None]
+        complete = (each for each in earlier if evaluation.has_collected(each.identity, prompt, every=True))
+        first = next(complete, None)
         try:
-            endpoint.check()
+            # No request follows where all captions are stored.
+            endpoint.check(None if first is None else _LONGEST_CHECK)
         except InputError:
-            complete = (each for each in earlier if evaluation.has_collected(each.identity, prompt, every=True))
-            first = next(complete, None)
             if first is None:
                 raise
             endpoint.served = first.served

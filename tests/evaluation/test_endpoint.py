@@ -52,6 +52,7 @@ class Server:
         models: of `/v1/models`.
         requests: bodies of the requests so far.
         keys: headers of authorization.
+        listing: unset while `/v1/models` does not answer.
         most_at_once: largest number of requests at one time.
     """
 
@@ -59,6 +60,7 @@ class Server:
     models: list[str | dict[str, Any]] = field(default_factory=lambda: ["tiny"])
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    listing: threading.Event = field(default_factory=threading.Event)
     address: str = ""
     most_at_once: int = 0
 
@@ -66,6 +68,7 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     state = Server()
+    state.listing.set()
     lock, running = threading.Lock(), [0]
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,6 +85,7 @@ def server() -> Iterator[Server]:
 
         def do_GET(self) -> None:
             state.keys.append(self.headers["Authorization"])
+            state.listing.wait(20)
             self.send(200, {"data": [{"id": name} if isinstance(name, str) else name for name in state.models]})
 
         def do_POST(self) -> None:
@@ -277,7 +281,11 @@ def test_finished_rows_are_written_when_a_later_one_fails(
 
 
 def test_a_complete_row_needs_no_server(
-    manifest: Path, tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+    manifest: Path,
+    tmp_path: Path,
+    server: Server,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = evaluate(manifest, tmp_path / "out", f"{server.address}#tiny")
     count = len(server.requests)
@@ -295,6 +303,12 @@ def test_a_complete_row_needs_no_server(
     assert after.checkpoints[0].notes == (*before.checkpoints[0].notes, note)
     assert replace(after.checkpoints[0], notes=()) == replace(before.checkpoints[0], notes=())
     assert f"tiny: {note}." in caplog.text
+    # A server that does not answer delays it by seconds.
+    monkeypatch.setattr("captune.evaluation.models._LONGEST_CHECK", 0.1)
+    server.listing.clear()
+    again = evaluate(manifest, tmp_path / "out", f"{server.address}#tiny", str(results))
+    assert again.checkpoints == after.checkpoints
+    server.listing.set()
     # Other settings are other captions.
     with pytest.raises(ToolError):
         evaluate(
