@@ -22,7 +22,7 @@ _WESTERN_SHARE = 0.8
 _MARKS = frozenset("€‚„…‘’“”•–—™\xa0£§©«\xad®°²³·»¼½¾×")
 # Letters of another encoding: marks within words, and ordinals that follow no number.
 _MARK_IN_WORD = re.compile(r"[^\W\d_][€‚„“”•™£§©®°¼½¾×][^\W\d_]|(?<![\dn.])[ºª]")
-_FILE_NAME = re.compile(r"\S*[\w-]\.\w{2,5}\b[,;\t|]?")
+_FILE_ENDING = re.compile(r"(?<=[\w-])\.\w{2,5}\b[,;|]?")
 _WORD = re.compile(r"[^\W\d_]+")
 # In Portuguese "não" and "põe"; Romanian, Hungarian and Estonian have other neighbors, or other letters there.
 _PORTUGUESE_TILDE = re.compile("ã[eo]|õe")
@@ -86,7 +86,7 @@ def western_language(lines: Iterable[bytes | DataError]) -> str | None:
             letters.update(character for character in text if not character.isascii())
             tildes += len(_PORTUGUESE_TILDE.findall(text))
             other_tildes += len(_OTHER_TILDE.findall(text))
-        words.update(_WORD.findall(_FILE_NAME.sub(" ", text)))
+        words.update(_WORD.findall(" ".join(map(_after_file_name, text.split()))))
     letters -= _MARKS
     total = max(1, words.total())
     shares = {
@@ -97,6 +97,14 @@ def western_language(lines: Iterable[bytes | DataError]) -> str | None:
     if other_tildes > tildes:
         shares.pop("Portuguese", None)
     return max(shares, key=shares.__getitem__, default=None)
+
+
+def _after_file_name(text: str) -> str:
+    """What follows the file name that a text without white space begins with; in time linear in its length."""
+    end = 0
+    for ending in _FILE_ENDING.finditer(text):
+        end = ending.end()
+    return text[end:]
 
 
 def _decodes(line: bytes, encoding: str) -> bool:

@@ -42,11 +42,12 @@ _UNSPACED_WORD = 4
 """Letters and marks of a Thai word, about."""
 
 _CLOSING = "\"'\u201d\u2019\u00bb)\\]\u300d\u300f\uff09"
+# Matches begin at the start of a run only: otherwise a long run costs time quadratic in its length.
 _END = re.compile(
-    rf"(?P<mark>[.!?\u2026]+)(?P<closed>[{_CLOSING}]*)(?=\s|$)"
+    rf"(?<![.!?\u2026])(?P<mark>[.!?\u2026]+)(?P<closed>[{_CLOSING}]*)(?=\s|$)"
     rf"|[\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4\u17d4\u104b\u1362\u0589]+[{_CLOSING}]*"
     r"|(?<=[\u0e01-\u0eff]{12})[ \t]+(?=[\u0e01-\u0eff]{12})"
-    r"|[ \t]*[\r\n]+"
+    r"|(?<![ \t])[ \t]*[\r\n]+"
 )
 _WORD_BEFORE = re.compile(r"[^\s(\[\"'\u201c\u2018]+\Z")
 _NEXT = re.compile(r"[\"'\u201c\u2018\u00ab(\[]*(\w+)")

@@ -29,7 +29,7 @@ def test_models_are_rows_of_one_table(
     assert evaluate(*command) == 0
     printed = capfd.readouterr()
     assert "† differs from toy" in printed.out or "†" not in printed.out
-    assert "not searched for leaks" in caplog.text
+    assert "It is not known which images" in caplog.text
     scores = read_scores(out)
     assert [row.name for row in scores.checkpoints] == ["toy", "models/blip", "models/florence2"]
     assert [row.leak for row in scores.checkpoints] == [None] * 3

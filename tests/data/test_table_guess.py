@@ -296,3 +296,10 @@ def test_short_captions_that_are_utf8_by_chance(tmp_path: Path) -> None:
 def test_the_encoding_of_a_packed_table(tmp_path: Path) -> None:
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(captions_table("ja").encode("cp932")))
     assert guess_table(tmp_path / "t.csv.gz").encoding == "cp932"
+
+
+@pytest.mark.parametrize("text", ["b", "b.", "-", ".jpg", "bc.jpg;"])
+def test_a_long_text_without_spaces_takes_linear_time(text: str) -> None:
+    """A quadratic search would take an hour for these."""
+    line = ("é " + text * (1_000_000 // len(text))).encode("cp1252")
+    assert western_language([line]) is None

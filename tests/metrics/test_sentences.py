@@ -189,3 +189,10 @@ def test_score_and_compare_warn_once(tmp_path: Path) -> None:
     done = run_program(*captune, "compare", "-r", "r.json", "-p", "a.json", "-p", "b.json", cwd=tmp_path)
     assert done.err.count("made for captions of one sentence") == 1
     assert "a: " not in done.err
+
+
+@pytest.mark.parametrize("run", [" ", ".", ". ", "\n", '"', "\u3002", "\u0e01"])
+@pytest.mark.parametrize("end", ["", "a"])
+def test_long_runs_of_one_character_take_linear_time(run: str, end: str) -> None:
+    """A quadratic search would take minutes for these."""
+    assert len(find_sentences(run * 100_000 + end)) <= 100_001

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
-import typer
 from PIL import Image
 from transformers.models.smolvlm import processing_smolvlm
 from vision_families import save_family
 
-from captune.cli import app
 from captune.config import load_config
 from captune.hub import is_hub_id, resolve_model
 from captune.vlm import weightless_model
@@ -62,20 +58,3 @@ def test_the_family_accepts_the_settings(
     assert config.model.instruction in str(prompt)
     targets = model.conversation.target_ids(caption)
     assert model.processor.tokenizer.decode(targets, skip_special_tokens=True).strip() == caption
-
-
-def test_commands_of_the_page_exist(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands, their options, configurations and keys."""
-    monkeypatch.chdir(repository)
-    lines = re.findall(r"^ {4}captune (.+)$", Path("docs/tuning.md").read_text(), flags=re.MULTILINE)
-    assert len(lines) > 10
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for line in lines:
-        name, *words = shlex.split(line, comments=True)
-        command = commands[name]
-        if hasattr(command, "commands"):
-            command = command.commands[words[0]]
-        options = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= options, line
-        if words[0].startswith("train_configs/"):
-            load_config(Path(words[0]), [word for word in words if re.match(r"[a-z_.]+=", word)])
