@@ -433,7 +433,7 @@ def is_on_hub(name: str) -> bool | None:
     """Whether a hub id is a model in the cache or on the hub.
 
     Returns:
-        False if the hub has no public model of that name; None if the hub cannot be asked.
+        False if no public model of that name exists on the hub; None if the hub cannot be reached.
     """
     if _is_cached(name):
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -103,3 +103,18 @@ def toy_checkpoint(tmp_path: Path) -> Path:
     (tmp_path / "checkpoint").mkdir()
     save_trained(tmp_path / "checkpoint", state, record)
     return tmp_path / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from the name of a family to a folder with a tiny model of it, saved on first use."""
+    folders: dict[str, Path] = {}
+
+    def save(name: str) -> Path:
+        from vision_families import save_family
+
+        if name not in folders:
+            folders[name] = save_family(name, tmp_path_factory.mktemp("family"))
+        return folders[name]
+
+    return save

@@ -189,8 +189,8 @@ class CaptionEvaluation(TrainerCallback):  # type: ignore[misc]  # transformers 
     def _folder(self, step: int) -> tuple[Path, RunScores | None]:
         """The output folder, and its scores if training continues from a step after the first.
 
-        A new training takes the first folder without scores. A resumed one takes that of its own checkpoints, or else
-        the last one of a training with the same model, prompt and decoding.
+        A new training takes the first folder without scores. A resumed one continues the folder of its checkpoints, or
+        else the last one of a training with the same model, prompt and decoding.
         """
         number, folder = 1, self._root
         earlier: list[tuple[bool, int, Path, RunScores]] = []

@@ -142,7 +142,7 @@ def plain_matplotlib() -> Iterator[None]:
         raise MissingExtraError("the chart of a report", "train") from None
     installed = {font.name for font in font_manager.fontManager.ttflist}
     family = ["DejaVu Sans", *(name for name in _CJK_FONTS if name in installed)]
-    # Some Chinese fonts have one weight only; a warning for every weight that they lack helps nobody.
+    # matplotlib logs a warning for each missing weight of a font, and some Chinese fonts have a single weight.
     fonts = logging.getLogger("matplotlib.font_manager")
     level = fonts.level
     fonts.setLevel(logging.ERROR)

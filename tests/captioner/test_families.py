@@ -37,18 +37,6 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(draws.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
 
 
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folders: dict[str, Path] = {}
-
-    def made(name: str) -> Path:
-        if name not in folders:
-            folders[name] = save_family(name, tmp_path_factory.mktemp("family"))
-        return folders[name]
-
-    return made
-
-
 def load(folder: Path, **settings: Any) -> TransformersBackend:
     backend = Captioner.from_pretrained(folder, device="cpu", dtype="float32", **settings).backend
     assert isinstance(backend, TransformersBackend)

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vision_families import save_family
 
 from captune.config import LoraConfig, RunConfig
 from captune.data import load_image
@@ -43,18 +42,6 @@ from captune.vlm import ImageFeatures, ImageTextModel, load_image_text_model
 CPU = torch.device("cpu")
 ALONE = DistributedContext(CPU)
 SIZES = [(90, 60), (50, 100), (64, 64), (200, 40), (1, 30)]
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folders: dict[str, Path] = {}
-
-    def made(name: str) -> Path:
-        if name not in folders:
-            folders[name] = save_family(name, tmp_path_factory.mktemp("family"))
-        return folders[name]
-
-    return made
 
 
 @pytest.fixture(scope="module")
